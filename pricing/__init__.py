@@ -1,0 +1,1 @@
+"""What usage costs: knows neither wallets nor HTTP."""

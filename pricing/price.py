@@ -1,0 +1,196 @@
+"""What usage costs, and the most that a request can cost: one function, two arguments.
+
+`cost(usage)` settles and `ceiling(bounds)` holds; both walk the same rates, so a bound that contains a usage
+costs at least as much as the usage does. That inequality is the reason why no wallet can be overspent, and
+`tests/pricing/test_price.py` holds it over random prices, bounds and usages.
+"""
+
+from typing import Final, Literal
+
+from attrs import evolve, field, fields, frozen
+from attrs.validators import ge, instance_of
+
+from pricing.money import PPM, Pico, marked_up
+from pricing.usage import Usage
+
+
+def _rate() -> Pico | None:
+    """A field for picos per unit; `None` means that no price is written, which is not the same as zero."""
+    return field(default=None, validator=_rate_is_valid)  # type: ignore[no-any-return, call-overload]
+
+
+def _rate_is_valid(_instance: object, attribute: object, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"{getattr(attribute, 'name', 'rate')}: {value!r} is not a non-negative integer")
+
+
+@frozen
+class Rates:
+    """Picos of list price per unit of each bucket; `None` where no price is written.
+
+    The names are those of `Usage`. `requests` is the price of a call as such.
+    """
+
+    input: Pico | None = _rate()
+    cache_read: Pico | None = _rate()
+    cache_write_5m: Pico | None = _rate()
+    cache_write_1h: Pico | None = _rate()
+    output: Pico | None = _rate()
+    audio_input: Pico | None = _rate()
+    audio_cached: Pico | None = _rate()
+    audio_output: Pico | None = _rate()
+    image_input: Pico | None = _rate()
+    image_output: Pico | None = _rate()
+    requests: Pico | None = _rate()
+    web_searches: Pico | None = _rate()
+    seconds: Pico | None = _rate()
+    characters: Pico | None = _rate()
+    images: Pico | None = _rate()
+
+
+RATE_NAMES: Final = tuple(attribute.name for attribute in fields(Rates))
+
+FALLBACK: Final = {
+    "cache_read": "input",
+    "cache_write_5m": "input",
+    "cache_write_1h": "cache_write_5m",
+    "audio_input": "input",
+    "audio_cached": "audio_input",
+    "audio_output": "output",
+    "image_input": "input",
+    "image_output": "output",
+}
+"""Which written rate stands in for one that is missing: the plain rate of the same direction."""
+
+
+@frozen
+class Tier:
+    """Rates that hold for answers whose context is longer than `above` tokens."""
+
+    above: int = field(validator=[instance_of(int), ge(0)])
+    rates: Rates
+
+
+CacheWrites = Literal["none", "5m", "1h"]
+
+
+@frozen
+class Bounds:
+    """The box that every usage of one request must lie in; what a hold is the price of.
+
+    Attributes:
+        input: most tokens of input, all modalities and cache classes together.
+        output: most tokens of output over all choices, hidden reasoning included.
+        cache_writes: the dearest class of cache write that the body allows.
+        audio, image: whether input may hold audio or images, whose rates then count as reachable.
+        audio_output, image_output: whether output may.
+        web_searches: most calls of a provider's own search tool.
+    """
+
+    input: int = field(validator=[instance_of(int), ge(0)])
+    output: int = field(validator=[instance_of(int), ge(0)])
+    cache_writes: CacheWrites = "none"
+    audio: bool = False
+    image: bool = False
+    audio_output: bool = False
+    image_output: bool = False
+    web_searches: int = 0
+
+
+@frozen
+class Price:
+    """The price of one model for one customer: tiers of list rates, and a markup.
+
+    Attributes:
+        model: canonical model id.
+        version: content hash of the catalogue that it was taken from; stands on every record.
+        tiers: ascending by `above`; the first has `above=0`.
+        markup_ppm: what the customer pays in parts per million of list.
+    """
+
+    model: str
+    version: str
+    tiers: tuple[Tier, ...] = field()
+    markup_ppm: int = field(default=PPM, validator=[instance_of(int), ge(0)])
+
+    @tiers.validator
+    def _tiers_ascend(self, _attribute: object, tiers: tuple[Tier, ...]) -> None:
+        thresholds = [tier.above for tier in tiers]
+        if not thresholds or thresholds[0] != 0 or thresholds != sorted(set(thresholds)):
+            raise ValueError(f"{self.model}: tiers must begin at 0 and ascend, not {thresholds}")
+
+    def list_cost(self, legs: tuple[Usage, ...]) -> Pico:
+        """What the legs cost at list price: the operator's own cost."""
+        return sum(_cost(leg, self._rates_for(leg.context)) for leg in legs)
+
+    def cost(self, legs: tuple[Usage, ...]) -> Pico:
+        """What the customer owes for the legs of one answer; rounded up once, by the markup."""
+        return marked_up(self.list_cost(legs), self.markup_ppm)
+
+    def ceiling(self, bounds: Bounds) -> Pico:
+        """The most that any usage within `bounds` can cost the customer.
+
+        Every rate is taken at its dearest over the tiers that the input bound can reach, input at the dearest
+        class that the body allows.
+        """
+        reachable = [tier.rates for tier in self.tiers if tier.above == 0 or tier.above < bounds.input]
+        classes = ["input", "cache_read"]
+        if bounds.cache_writes != "none":
+            classes.append("cache_write_5m")
+        if bounds.cache_writes == "1h":
+            classes.append("cache_write_1h")
+        if bounds.audio:
+            classes += ["audio_input", "audio_cached"]
+        if bounds.image:
+            classes.append("image_input")
+        written = ["output"]
+        if bounds.audio_output:
+            written.append("audio_output")
+        if bounds.image_output:
+            written.append("image_output")
+        most = (
+            bounds.input * max(rate(rates, name) for rates in reachable for name in classes)
+            + bounds.output * max(rate(rates, name) for rates in reachable for name in written)
+            + bounds.web_searches * max(rate(rates, "web_searches") for rates in reachable)
+            + max(rate(rates, "requests") for rates in reachable)
+        )
+        return marked_up(most, self.markup_ppm)
+
+    def unpriced(self, legs: tuple[Usage, ...]) -> frozenset[str]:
+        """Buckets in use that have no written rate and no stand-in; they are charged at nothing and alarmed."""
+        return frozenset(
+            name
+            for leg in legs
+            for name in leg.counts()
+            if name not in ("reasoning", "requests") and _written(self._rates_for(leg.context), name) is None
+        )
+
+    def with_markup(self, markup_ppm: int) -> "Price":
+        """The same list price under another markup."""
+        return evolve(self, markup_ppm=markup_ppm)
+
+    def _rates_for(self, context: int) -> Rates:
+        rates = self.tiers[0].rates
+        for tier in self.tiers[1:]:
+            if context > tier.above:
+                rates = tier.rates
+        return rates
+
+
+def rate(rates: Rates, name: str) -> Pico:
+    """Picos per unit of one bucket, by its own rate or the one that stands in for it; 0 if neither is written."""
+    return _written(rates, name) or 0
+
+
+def _written(rates: Rates, name: str) -> Pico | None:
+    at: str | None = name
+    while at is not None:
+        written: Pico | None = getattr(rates, at)
+        if written is not None:
+            return written
+        at = FALLBACK.get(at)
+    return None
+
+
+def _cost(leg: Usage, rates: Rates) -> Pico:
+    return sum(count * rate(rates, name) for name, count in leg.counts().items() if name != "reasoning")

@@ -1,0 +1,149 @@
+"""How much an answer used: disjoint buckets, and the Meter that keeps the newest report of one answer.
+
+Providers disagree on what includes what (OpenAI's prompt tokens include cached ones, Anthropic's do not,
+Gemini's candidates exclude thoughts). Each dialect converts once, at its border, into the disjoint buckets
+here; from then on a bill is a sum of bucket × rate and nothing can be counted twice.
+
+A report is a running total. The newest one replaces what came before, on the input side too; nothing is
+ever added up. What a provider said and what we guessed are different types, so that an estimate can never be
+mistaken for a report.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+from attrs import define, field, fields, frozen
+from attrs.validators import and_, ge, instance_of, le
+
+COUNT_MAX: Final = 2**40
+"""No count of tokens, seconds or characters is larger: the guard against absurd reports."""
+
+_count = and_(instance_of(int), ge(0), le(COUNT_MAX))
+
+
+@frozen
+class Usage:
+    """Disjoint, non-negative counts of what one answer (or one leg of it) used.
+
+    Attributes:
+        input: text tokens read at the plain input rate.
+        cache_read: tokens read from the provider's prompt cache.
+        cache_write_5m, cache_write_1h: tokens written to it, by lifetime; an unknown lifetime counts as 5 minutes.
+        output: tokens written, hidden reasoning included.
+        reasoning: how many of `output` were reasoning; for show, never priced.
+        audio_input, audio_cached, audio_output, image_input, image_output: tokens of other modalities.
+        requests: calls with a price of their own (one per upstream call).
+        web_searches: searches that a provider's own tool made.
+        seconds, characters, images: units of media.
+    """
+
+    input: int = field(default=0, validator=_count)
+    cache_read: int = field(default=0, validator=_count)
+    cache_write_5m: int = field(default=0, validator=_count)
+    cache_write_1h: int = field(default=0, validator=_count)
+    output: int = field(default=0, validator=_count)
+    reasoning: int = field(default=0, validator=_count)
+    audio_input: int = field(default=0, validator=_count)
+    audio_cached: int = field(default=0, validator=_count)
+    audio_output: int = field(default=0, validator=_count)
+    image_input: int = field(default=0, validator=_count)
+    image_output: int = field(default=0, validator=_count)
+    requests: int = field(default=0, validator=_count)
+    web_searches: int = field(default=0, validator=_count)
+    seconds: int = field(default=0, validator=_count)
+    characters: int = field(default=0, validator=_count)
+    images: int = field(default=0, validator=_count)
+
+    @property
+    def context(self) -> int:
+        """Every token that the model read: what a context-length tier is chosen by."""
+        return (
+            self.input
+            + self.cache_read
+            + self.cache_write_5m
+            + self.cache_write_1h
+            + self.audio_input
+            + self.audio_cached
+            + self.image_input
+        )
+
+    def counts(self) -> dict[str, int]:
+        """The buckets that are not zero, by name."""
+        return {name: count for name in BUCKETS if (count := getattr(self, name))}
+
+
+BUCKETS: Final = tuple(attribute.name for attribute in fields(Usage))
+PRICED_BUCKETS: Final = tuple(name for name in BUCKETS if name != "reasoning")
+
+NO_USAGE: Final = Usage()
+
+
+class Source(StrEnum):
+    """Where the usage on a record comes from."""
+
+    REPORTED = "reported"
+    ESTIMATED = "estimated"
+    RECOVERED = "recovered"
+    NONE = "none"
+
+
+@frozen
+class Reported:
+    """What the provider said.
+
+    Attributes:
+        legs: the parts of the bill; more than one where an answer took several steps, each with a context
+            length (and so a tier) of its own.
+        final: this is the provider's last word (`True`), or a running total of an unfinished answer.
+        flags: what was odd about it: `total_mismatch`, `unknown_counter:<name>`, `tier:<name>` …
+    """
+
+    legs: tuple[Usage, ...]
+    final: bool
+    flags: frozenset[str] = frozenset()
+    source: Source = field(default=Source.REPORTED, init=False)
+
+
+@frozen
+class Estimated:
+    """What we counted or derived, because the provider's word is missing.
+
+    Attributes:
+        legs: as in `Reported`; always one leg.
+        because: the reason, in a word or two, for the record.
+    """
+
+    legs: tuple[Usage, ...]
+    because: str
+    source: Source = field(default=Source.ESTIMATED, init=False)
+
+
+def total(legs: tuple[Usage, ...]) -> Usage:
+    """Add up the legs of one bill, for the columns of a record; never to be priced (tiers are per leg)."""
+    if len(legs) == 1:
+        return legs[0]
+    return Usage(**{name: sum(getattr(leg, name) for leg in legs) for name in BUCKETS})
+
+
+@define(eq=False)
+class Meter:
+    """The running total of one answer: the newest report, and what was seen going by.
+
+    Attributes:
+        reported: the newest report, or `None` when the provider has said nothing yet.
+        content_frames: frames (or bodies) that carried content.
+        content_bytes: their bytes of content or, where that is not known, of whole frames: an upper bound.
+    """
+
+    reported: Reported | None = None
+    content_frames: int = 0
+    content_bytes: int = 0
+
+    def report(self, reported: Reported) -> None:
+        """Take the provider's newest word; it replaces every earlier one."""
+        self.reported = reported
+
+    def saw(self, frames: int, size_bytes: int) -> None:
+        """Count content that went by."""
+        self.content_frames += frames
+        self.content_bytes += size_bytes

@@ -1,0 +1,1 @@
+"""The languages that clients and providers speak, sans-IO: bytes in, decisions out."""

@@ -1,0 +1,1 @@
+"""How a client's bytes come in and go out."""

@@ -1,0 +1,1 @@
+"""Pages and plain JSON routes that are not the request path."""

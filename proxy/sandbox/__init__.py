@@ -1,0 +1,1 @@
+"""The stand-in provider: a real server that speaks every dialect, deterministically."""

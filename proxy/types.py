@@ -1,0 +1,424 @@
+"""What the rooms of proxy hand each other: Ask, Caller, Offer, and the protocols between them."""
+
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import msgspec
+from attrs import field, frozen
+
+from accounting.records import Receipt, Spender
+from pricing.catalog import Model
+from pricing.price import Bounds, CacheWrites, Price
+from proxy.errors import Failure
+
+DialectName = Literal["openai_chat", "anthropic", "gemini"]
+StopsBilling = Literal["yes", "no", "unknown"]
+Headers = tuple[tuple[str, str], ...]
+"""Names in lower case, in order."""
+
+
+class Secret:
+    """A string that cannot be printed, logged, compared with `==` or pickled by accident."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself; call it where it is sent or hashed and nowhere else."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __format__(self, _spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a secret is not to be pickled or copied")
+
+
+@frozen
+class KeyLimits:
+    """What a key may do per unit of time; `None` is no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+@frozen
+class Caller:
+    """Who asks: a key, its wallet, and what it may use.
+
+    Attributes:
+        spender: wallet and key id, as the books know them.
+        models: patterns (`*` allowed) of canonical model ids that this key may use; empty: all.
+        markup_ppm: this key's own markup, or `None` for the operator's.
+        expires_ms: wall clock in ms after which the key is refused, or `None`.
+    """
+
+    spender: Spender
+    limits: KeyLimits = field(factory=KeyLimits)
+    models: tuple[str, ...] = ()
+    markup_ppm: int | None = None
+    expires_ms: int | None = None
+
+
+@frozen
+class Measures:
+    """What a request can make a provider read and write, measured from its body alone; no model facts yet.
+
+    Attributes:
+        text_bytes: UTF-8 bytes of everything that becomes text tokens (messages, system, tools, schemas).
+        messages: turns; each may cost a few tokens of framing.
+        tools: declared functions; any tool adds a preamble.
+        images: inline or linked images.
+        audio_bytes: decoded bytes of inline audio.
+        unbounded: input that no count of bytes bounds (documents, files by URL, video): a full context window.
+        output: the caller's own bound on output tokens per choice, or `None`.
+        choices: how many answers were asked for (`n`, `candidateCount`).
+        cache_writes: the dearest class of cache write that the body marks.
+        reasoning: whether the request turns reasoning on (`True`) or off (`False`), or leaves it (`None`).
+        audio_output, image_output: whether output may be audio or images.
+    """
+
+    text_bytes: int
+    messages: int = 0
+    tools: int = 0
+    images: int = 0
+    audio_bytes: int = 0
+    unbounded: bool = False
+    output: int | None = None
+    choices: int = 1
+    cache_writes: CacheWrites = "none"
+    reasoning: bool | None = None
+    audio_output: bool = False
+    image_output: bool = False
+
+
+@frozen
+class Ask:
+    """One request, read and checked.
+
+    Attributes:
+        dialect: the language of the caller.
+        model: the model as the caller named it, prefix and all.
+        stream: whether the answer is wanted as a stream.
+        measures: what it can cost, before model facts.
+        fields: the body's top-level fields in canonical spelling, values as raw JSON; what goes upstream is made
+            from these and from nothing else.
+        free: nothing is generated (token counting); no hold, no charge.
+        usage_wanted: the caller asked for the usage frame of a stream (OpenAI); else it is not shown.
+        live_cost: the caller asked for the cost so far in the stream.
+        gemini_array: a Gemini stream was asked for without `alt=sse`, as one JSON array.
+        betas, version, extra_headers: what of the caller's headers travels on (allow-list of the contract).
+    """
+
+    dialect: DialectName
+    model: str
+    stream: bool
+    measures: Measures
+    fields: Mapping[str, msgspec.Raw]
+    free: bool = False
+    usage_wanted: bool = True
+    live_cost: bool = False
+    gemini_array: bool = False
+    headers: Headers = ()
+
+
+@frozen
+class Offer:
+    """One way to answer an Ask: an account at a provider, the model's name there, and what it may cost.
+
+    Attributes:
+        provider: the operator's name for the provider.
+        kind: what it speaks and how it wants to be addressed (`openai`, `anthropic`, `gemini`).
+        account: the operator's name for the credential; unique within the provider.
+        dialect: the wire language there.
+        model: the catalogue's entry.
+        wire_name: the model's name there.
+        price: for this caller.
+        bounds: the box that any usage must lie in; the hold is the dearest offer's ceiling of it.
+        output_limit: output tokens per choice to send in the model's own field, or `None` where the caller's own
+            number stands or the model's own maximum is the bound.
+        output_assumed: the bound is ours, not the caller's (said in a header).
+        stops_billing: whether hanging up ends the bill, for this call.
+        visible: every billed token can be seen going by (no hidden reasoning).
+        region: where it runs, if the operator says so.
+    """
+
+    provider: str
+    kind: str
+    account: str
+    dialect: DialectName
+    model: Model
+    wire_name: str
+    price: Price
+    bounds: Bounds
+    output_limit: int | None = None
+    output_assumed: bool = False
+    stops_billing: StopsBilling = "unknown"
+    visible: bool = False
+    region: str | None = None
+
+    @property
+    def abortable(self) -> bool:
+        """Whether a client that hangs up may take the provider's connection with it."""
+        return self.stops_billing == "yes" and self.visible
+
+
+@frozen
+class Wording:
+    """A failure in a dialect's own words, ready to be sent."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Translator(Protocol):
+    """Turns a provider's bytes into the caller's, and shows the meter what goes by. Sans-IO."""
+
+    @property
+    def ended(self) -> bool:
+        """The provider's terminal event was seen; what is left of its bytes does not matter."""
+        ...
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes as they were read; give what may be written now: whole frames, or nothing (`b""`).
+
+        Raises:
+            StreamBroken: the provider reported an error, or broke the dialect's framing.
+        """
+        ...
+
+    def finish(self) -> None:
+        """The provider's bytes are over.
+
+        Raises:
+            StreamBroken: they ended without the dialect's terminal event, or in the middle of a body.
+        """
+        ...
+
+    def end(self, receipt: Receipt | None) -> bytes:
+        """What was withheld until the books are durable, the cost added where the dialect has a place for it."""
+        ...
+
+
+class Prelude(Protocol):
+    """Looks at the first frames of a stream, to know until when another account could still answer."""
+
+    def feed(self, chunk: bytes) -> bool:
+        """True once content has begun (or the answer is over), so that the bytes kept so far may be relayed.
+
+        Raises:
+            UpstreamFailed: the stream began with an error (overloaded …).
+        """
+        ...
+
+
+class Dialect(Protocol):
+    """One wire language, both ways. Every implementation is stateless; what has state is made per answer."""
+
+    name: DialectName
+    heartbeat: bytes
+    """Written between whole frames of a silent stream; the one form that no SDK of this dialect chokes on."""
+
+    def read_request(
+        self, path: "Path", headers: Mapping[str, str], body: bytes, unknown_fields: str
+    ) -> Ask:
+        """Read and check a request.
+
+        Raises:
+            Rejected: unreadable, of the wrong type, conflicting, impossible, or naming what is not offered yet.
+        """
+        ...
+
+    def write_request(self, ask: Ask, offer: Offer) -> bytes:
+        """Write the body that goes upstream: the ask's fields, with model, output bound and usage report set."""
+        ...
+
+    def prelude(self) -> Prelude:
+        """A fresh look-out for the start of content."""
+        ...
+
+    def passthrough(self, ask: Ask, meter: "MeterLike") -> Translator:
+        """A fresh translator from this dialect to itself."""
+        ...
+
+    def error(self, failure: Failure, request_id: str) -> Wording:
+        """Word a failure as an answer."""
+        ...
+
+    def error_event(self, failure: Failure, request_id: str) -> bytes:
+        """Word a failure as the last event of a stream that has begun."""
+        ...
+
+    def read_error(self, status: int, body: bytes) -> "ProviderError":
+        """Read a provider's error answer."""
+        ...
+
+
+@frozen
+class Path:
+    """What a route says: Gemini has model and action in the path, the others only their dialect.
+
+    Attributes:
+        dialect: the caller's language.
+        action: `generate`, `stream` (Gemini's streaming route) or `count` (free token counting).
+        model: as it stands in the path, or `None` where the body names it.
+        sse: for Gemini: `alt=sse` was asked for.
+    """
+
+    dialect: DialectName
+    action: Literal["generate", "stream", "count"] = "generate"
+    model: str | None = None
+    sse: bool = False
+
+
+@frozen
+class ProviderError:
+    """A provider's own error, as its dialect states it; `message` is not yet scrubbed."""
+
+    status: int
+    message: str
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+    retry_after_seconds: float | None = None
+
+
+class MeterLike(Protocol):
+    """The part of `pricing.usage.Meter` that a translator uses."""
+
+    def report(self, reported: Any) -> None:
+        """Take the provider's newest word."""
+        ...
+
+    def saw(self, frames: int, size_bytes: int) -> None:
+        """Count content that went by."""
+        ...
+
+
+class Request(Protocol):
+    """A request as a door hands it in.
+
+    Attributes:
+        id: ours, unique, stands on the receipt.
+        headers: lower-case names; a header that came twice is joined with `, ` (two credentials are refused before).
+    """
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+
+    async def body(self, bytes_max: int) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            Rejected: longer than `bytes_max` (413), or too slow.
+        """
+        ...
+
+
+class Reply(Protocol):
+    """Where an answer goes. Knows whether the status line has left; falls mute when the client is gone."""
+
+    @property
+    def started(self) -> bool:
+        """The status line has left; errors must go in-band from here on."""
+        ...
+
+    @property
+    def client_gone(self) -> bool:
+        """The client has hung up, or stopped reading past the write deadline."""
+        ...
+
+    def mute_when_gone(self, mute: bool) -> None:
+        """What a hang-up does: cancel the request (`False`, at first) or only silence the reply (`True`).
+
+        Set to `False` while the client is already gone, the request is cancelled at once.
+        """
+        ...
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Add headers to those that leave with the status line."""
+        ...
+
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note status and headers; they leave with the first byte, or with the end."""
+        ...
+
+    async def write(self, chunk: bytes) -> None:
+        """Write whole frames; nothing for `b""` or a client that is gone."""
+        ...
+
+    async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Write the withheld end and finish; `headers` are added if none have left yet."""
+        ...
+
+    def keep_alive(self, heartbeat: bytes, after_seconds: float) -> "KeptAlive":
+        """Within this context, write a heartbeat (and before it status 200) after each such silence."""
+        ...
+
+
+class KeptAlive(Protocol):
+    """An async context manager."""
+
+    async def __aenter__(self) -> None: ...  # noqa: D105
+    async def __aexit__(  # noqa: D105
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None: ...
+
+
+class Answer(Protocol):
+    """An open reply of a provider; owned by the `async with` that opened it.
+
+    Attributes:
+        status: HTTP status (200-class; everything else was raised).
+        headers: those of the provider's headers that a client needs.
+        offer: who answers.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    offer: Offer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Bytes as they were read, under the idle and total deadlines.
+
+        Raises:
+            StreamBroken: the provider's connection broke or fell silent for too long.
+        """
+        ...
+
+    def expect_close(self) -> None:
+        """The terminal event was seen: the provider has one more second to close."""
+        ...
+
+
+class AnswerContext(Protocol):
+    """What `upstreams.answer(…)` gives: an async context manager around an Answer."""
+
+    async def __aenter__(self) -> Answer: ...  # noqa: D105
+    async def __aexit__(  # noqa: D105
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None: ...
+
+

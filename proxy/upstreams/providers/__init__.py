@@ -1,0 +1,1 @@
+"""What each kind of provider wants: URL, headers, field lists; pure."""
