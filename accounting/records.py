@@ -269,11 +269,15 @@ class Carry:
 
 @frozen
 class CarryHead:
-    """C0: the first line of a segment: the last seq of the one before, and how many carries follow."""
+    """C0: the first line of a segment: the last seq of the one before, and how many carries follow.
+
+    `last_crc` is that of the last line of the segment before, in hex: the chain from segment to segment.
+    """
 
     last_seq: int
     open_attempts: int
     at_ms: int
+    last_crc: str = ""
 
 
 Record = (

@@ -1,7 +1,7 @@
 """Money as integers: the pico, 10⁻¹² of a wallet's currency; parse it, show it, mark it up.
 
 A price of *n* millionths of the currency per million tokens is *n* picos per token, so
-`tokens × price` is exact and nothing on the way from a price list to a receipt is ever a float.
+`tokens * price` is exact and nothing on the way from a price list to a receipt is ever a float.
 Rounding happens in three named places only: `marked_up` (up), `micro_up` and `micro_down`.
 """
 
@@ -43,7 +43,7 @@ def parse(text: str) -> Pico:
 
 
 def show(amount: Pico) -> str:
-    """Write an amount as an exact decimal: at least 2 places, at most 12, no trailing zeros beyond the second."""
+    """Write an amount as an exact decimal of 2 to 12 places, no trailing zeros beyond the second."""
     sign = "-" if amount < 0 else ""
     whole, fraction = divmod(abs(amount), PICO)
     places = f"{fraction:012d}".rstrip("0").ljust(2, "0")

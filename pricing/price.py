@@ -5,47 +5,42 @@ costs at least as much as the usage does. That inequality is the reason why no w
 `tests/pricing/test_price.py` holds it over random prices, bounds and usages.
 """
 
-from typing import Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from attrs import evolve, field, fields, frozen
-from attrs.validators import ge, instance_of
+from attrs import Attribute, evolve, field, fields, frozen
+from attrs.validators import ge, in_, instance_of
 
 from pricing.money import PPM, Pico, marked_up
 from pricing.usage import Usage
 
 
-def _rate() -> Pico | None:
-    """A field for picos per unit; `None` means that no price is written, which is not the same as zero."""
-    return field(default=None, validator=_rate_is_valid)  # type: ignore[no-any-return, call-overload]
-
-
-def _rate_is_valid(_instance: object, attribute: object, value: object) -> None:
+def _is_a_rate(_instance: object, attribute: "Attribute[Any]", value: object) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise ValueError(f"{getattr(attribute, 'name', 'rate')}: {value!r} is not a non-negative integer")
+        raise ValueError(f"{attribute.name}: {value!r} is not a non-negative integer")
 
 
 @frozen
 class Rates:
-    """Picos of list price per unit of each bucket; `None` where no price is written.
+    """Picos of list price per unit of each bucket; `None` where no price is written, which is not zero.
 
     The names are those of `Usage`. `requests` is the price of a call as such.
     """
 
-    input: Pico | None = _rate()
-    cache_read: Pico | None = _rate()
-    cache_write_5m: Pico | None = _rate()
-    cache_write_1h: Pico | None = _rate()
-    output: Pico | None = _rate()
-    audio_input: Pico | None = _rate()
-    audio_cached: Pico | None = _rate()
-    audio_output: Pico | None = _rate()
-    image_input: Pico | None = _rate()
-    image_output: Pico | None = _rate()
-    requests: Pico | None = _rate()
-    web_searches: Pico | None = _rate()
-    seconds: Pico | None = _rate()
-    characters: Pico | None = _rate()
-    images: Pico | None = _rate()
+    input: Pico | None = field(default=None, validator=_is_a_rate)
+    cache_read: Pico | None = field(default=None, validator=_is_a_rate)
+    cache_write_5m: Pico | None = field(default=None, validator=_is_a_rate)
+    cache_write_1h: Pico | None = field(default=None, validator=_is_a_rate)
+    output: Pico | None = field(default=None, validator=_is_a_rate)
+    audio_input: Pico | None = field(default=None, validator=_is_a_rate)
+    audio_cached: Pico | None = field(default=None, validator=_is_a_rate)
+    audio_output: Pico | None = field(default=None, validator=_is_a_rate)
+    image_input: Pico | None = field(default=None, validator=_is_a_rate)
+    image_output: Pico | None = field(default=None, validator=_is_a_rate)
+    requests: Pico | None = field(default=None, validator=_is_a_rate)
+    web_searches: Pico | None = field(default=None, validator=_is_a_rate)
+    seconds: Pico | None = field(default=None, validator=_is_a_rate)
+    characters: Pico | None = field(default=None, validator=_is_a_rate)
+    images: Pico | None = field(default=None, validator=_is_a_rate)
 
 
 RATE_NAMES: Final = tuple(attribute.name for attribute in fields(Rates))
@@ -68,10 +63,14 @@ class Tier:
     """Rates that hold for answers whose context is longer than `above` tokens."""
 
     above: int = field(validator=[instance_of(int), ge(0)])
-    rates: Rates
+    rates: Rates = field(validator=instance_of(Rates))
 
 
 CacheWrites = Literal["none", "5m", "1h"]
+"""Classes of cache write, from none to the dearest."""
+
+_count = [instance_of(int), ge(0)]
+_class_of_write = in_(get_args(CacheWrites))
 
 
 @frozen
@@ -87,14 +86,14 @@ class Bounds:
         web_searches: most calls of a provider's own search tool.
     """
 
-    input: int = field(validator=[instance_of(int), ge(0)])
-    output: int = field(validator=[instance_of(int), ge(0)])
-    cache_writes: CacheWrites = "none"
+    input: int = field(validator=_count)
+    output: int = field(validator=_count)
+    cache_writes: CacheWrites = field(default="none", validator=_class_of_write)
     audio: bool = False
     image: bool = False
     audio_output: bool = False
     image_output: bool = False
-    web_searches: int = 0
+    web_searches: int = field(default=0, validator=_count)
 
 
 @frozen
@@ -106,12 +105,14 @@ class Price:
         version: content hash of the catalogue that it was taken from; stands on every record.
         tiers: ascending by `above`; the first has `above=0`.
         markup_ppm: what the customer pays in parts per million of list.
+        cache_writes: the class of cache write that the vendor makes, and bills, without being asked.
     """
 
     model: str
     version: str
     tiers: tuple[Tier, ...] = field()
-    markup_ppm: int = field(default=PPM, validator=[instance_of(int), ge(0)])
+    markup_ppm: int = field(default=PPM, validator=_count)
+    cache_writes: CacheWrites = field(default="none", validator=_class_of_write)
 
     @tiers.validator
     def _tiers_ascend(self, _attribute: object, tiers: tuple[Tier, ...]) -> None:
@@ -127,17 +128,23 @@ class Price:
         """What the customer owes for the legs of one answer; rounded up once, by the markup."""
         return marked_up(self.list_cost(legs), self.markup_ppm)
 
+    def cost_of_tokens(self, input_tokens: int, output_tokens: int) -> Pico:
+        """What so many plain tokens in and out cost the customer, for price estimates."""
+        return self.cost((Usage(input=input_tokens, output=output_tokens, requests=1),))
+
     def ceiling(self, bounds: Bounds) -> Pico:
         """The most that any usage within `bounds` can cost the customer.
 
         Every rate is taken at its dearest over the tiers that the input bound can reach, input at the dearest
-        class that the body allows.
+        class that the body or the vendor's habits allow. One call is counted; seconds, characters and images
+        are not bounded by tokens and belong to prices known beforehand.
         """
         reachable = [tier.rates for tier in self.tiers if tier.above == 0 or tier.above < bounds.input]
         classes = ["input", "cache_read"]
-        if bounds.cache_writes != "none":
+        writes = {bounds.cache_writes, self.cache_writes} - {"none"}
+        if writes:
             classes.append("cache_write_5m")
-        if bounds.cache_writes == "1h":
+        if "1h" in writes:
             classes.append("cache_write_1h")
         if bounds.audio:
             classes += ["audio_input", "audio_cached"]
@@ -157,7 +164,7 @@ class Price:
         return marked_up(most, self.markup_ppm)
 
     def unpriced(self, legs: tuple[Usage, ...]) -> frozenset[str]:
-        """Buckets in use that have no written rate and no stand-in; they are charged at nothing and alarmed."""
+        """Buckets in use with neither a written rate nor a stand-in; charged at nothing, and alarmed."""
         return frozenset(
             name
             for leg in legs
@@ -178,7 +185,7 @@ class Price:
 
 
 def rate(rates: Rates, name: str) -> Pico:
-    """Picos per unit of one bucket, by its own rate or the one that stands in for it; 0 if neither is written."""
+    """Picos per unit of one bucket, by its own rate or the one that stands in for it; 0 without either."""
     return _written(rates, name) or 0
 
 

@@ -2,7 +2,7 @@
 
 Providers disagree on what includes what (OpenAI's prompt tokens include cached ones, Anthropic's do not,
 Gemini's candidates exclude thoughts). Each dialect converts once, at its border, into the disjoint buckets
-here; from then on a bill is a sum of bucket × rate and nothing can be counted twice.
+here; from then on a bill is a sum of bucket times rate and nothing can be counted twice.
 
 A report is a running total. The newest one replaces what came before, on the input side too; nothing is
 ever added up. What a provider said and what we guessed are different types, so that an estimate can never be
@@ -28,7 +28,7 @@ class Usage:
     Attributes:
         input: text tokens read at the plain input rate.
         cache_read: tokens read from the provider's prompt cache.
-        cache_write_5m, cache_write_1h: tokens written to it, by lifetime; an unknown lifetime counts as 5 minutes.
+        cache_write_5m, cache_write_1h: tokens written to it, by lifetime; an unknown one counts as 5 minutes.
         output: tokens written, hidden reasoning included.
         reasoning: how many of `output` were reasoning; for show, never priced.
         audio_input, audio_cached, audio_output, image_input, image_output: tokens of other modalities.
@@ -119,10 +119,13 @@ class Estimated:
 
 
 def total(legs: tuple[Usage, ...]) -> Usage:
-    """Add up the legs of one bill, for the columns of a record; never to be priced (tiers are per leg)."""
+    """Add up the legs of one bill, for the columns of a record; never to be priced (tiers are per leg).
+
+    A sum stops at `COUNT_MAX`: absurd legs must not keep a bill from being written.
+    """
     if len(legs) == 1:
         return legs[0]
-    return Usage(**{name: sum(getattr(leg, name) for leg in legs) for name in BUCKETS})
+    return Usage(**{name: min(sum(getattr(leg, name) for leg in legs), COUNT_MAX) for name in BUCKETS})
 
 
 @define(eq=False)

@@ -4,10 +4,14 @@ This is the only place that reads the environment. A bad file is refused with it
 expected (`ConfigError`), before anything is opened.
 """
 
+import inspect
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from attrs import field, frozen
+import cattrs
+from attrs import evolve, field, fields, frozen, has
 from attrs.validators import ge, gt, in_, instance_of, optional
 
 from proxy.types import Secret, StopsBilling
@@ -31,10 +35,13 @@ class Listen:
     """Where the gateway and the admin API listen.
 
     Attributes:
-        host, port: of the API; port 0 is any free one.
-        admin_host, admin_port: of the admin API and metrics; loopback unless you know better.
-        allowed_hosts: `Host` headers that are answered; empty: all.
-        tls_certificate, tls_key: PEM files; both or neither.
+        host: address of the API.
+        port: port of the API; 0 is any free one.
+        admin_host: address of the admin API and the metrics; loopback unless you know better.
+        admin_port: port of the admin API; 0 is any free one.
+        allowed_hosts: values of the `Host` header that are answered; empty: all.
+        tls_certificate: PEM file with the certificate chain, to speak TLS; needs `tls_key`.
+        tls_key: PEM file with its private key.
     """
 
     host: str = "127.0.0.1"
@@ -53,10 +60,11 @@ class Server:
     Attributes:
         backlog: connections that the kernel may queue.
         keep_alive_seconds: how long an idle connection stays; longer than SDK pools keep theirs.
-        keep_alive_requests: requests on one connection.
-        header_bytes_max: of request line and headers together.
-        header_seconds: to send them.
-        body_seconds_min, body_bytes_per_second_min: an upload gets that many seconds, then must keep that rate.
+        keep_alive_requests: requests that one connection may carry.
+        header_bytes_max: size of request line and headers together.
+        header_seconds: time that a client has to send them.
+        body_seconds_min: time that any upload gets.
+        body_bytes_per_second_min: rate that it must keep after that.
         write_seconds: a client that takes no byte for that long is gone.
         drain_seconds: streams may run on for that long after SIGTERM.
     """
@@ -77,14 +85,16 @@ class RequestLimits:
     """How large a request may be, and how many at once.
 
     Attributes:
-        body_bytes_max: of a request body.
-        depth_max: nesting of its JSON.
-        items_max: elements of any one array or object in it, and of all that we decode.
-        messages_max, tools_max: in one request.
-        frame_bytes_max: of one event from a provider.
-        requests_max: under way in the whole gateway.
-        muted_max, muted_per_key_max: answers that are read on for clients who left.
-        connections_max: of clients.
+        body_bytes_max: size of a request body.
+        depth_max: nesting of the JSON in a request.
+        items_max: elements and fields in the JSON of a request, all together.
+        messages_max: messages in one request.
+        tools_max: tools in one request.
+        frame_bytes_max: size of one event from a provider.
+        requests_max: requests under way in the whole gateway.
+        muted_max: answers that are read to their end for clients who left, in all.
+        muted_per_key_max: the same for one key.
+        connections_max: open connections of clients.
     """
 
     body_bytes_max: int = field(default=32 * 2**20, validator=ge(1024))
@@ -101,7 +111,18 @@ class RequestLimits:
 
 @frozen
 class Deadlines:
-    """Seconds that each stage of an answer may take; the `reasoning` ones where reasoning may be hidden."""
+    """Seconds that each stage of an answer may take.
+
+    Attributes:
+        connect_seconds: time to connect to a provider.
+        first_content_seconds: time until the first content of a streamed answer.
+        first_content_reasoning_seconds: the same time where reasoning may be hidden, and for answers that are not streamed.
+        idle_seconds: time between content; pings do not count as content.
+        idle_reasoning_seconds: the same time where reasoning may be hidden.
+        total_seconds: time for a whole answer.
+        heartbeat_seconds: silence after which a stream gets a heartbeat.
+        close_seconds: time that a provider has to close after the end of its answer.
+    """
 
     connect_seconds: float = _positive(5.0)
     first_content_seconds: float = _positive(60.0)
@@ -114,6 +135,27 @@ class Deadlines:
 
 
 @frozen
+class Failover:
+    """When another account is tried, and how long one that failed is left alone.
+
+    Attributes:
+        attempts_max: accounts that one request may be sent to.
+        rest_limited_seconds: rest of an account after a 429 that does not say how long.
+        rest_limited_seconds_max: longest rest after a 429, whatever it says.
+        rest_refused_seconds: rest after a 401, 402 or 403: the credential itself is at fault.
+        rest_failed_seconds: rest after a 5xx, or when it could not be reached.
+        error_bytes_max: how much of a provider's error answer is read.
+    """
+
+    attempts_max: int = field(default=3, validator=ge(1))
+    rest_limited_seconds: float = _positive(30.0)
+    rest_limited_seconds_max: float = _positive(600.0)
+    rest_refused_seconds: float = _positive(600.0)
+    rest_failed_seconds: float = _positive(5.0)
+    error_bytes_max: int = field(default=65_536, validator=ge(1024))
+
+
+@frozen
 class Books:
     """Where the books live and how hard they are kept.
 
@@ -122,10 +164,11 @@ class Books:
         segment_bytes: size of a journal segment; preallocated.
         durability: `standard` waits for the disk before the first and the last byte of an answer. The only one so far.
         load_seconds: how often new records are loaded into the store.
-        load_records_max: at most so many in one transaction.
+        load_records_max: records that one transaction of the store takes at most.
         unloaded_max: records that may wait for the store before new requests are refused (503).
-        unsynced_seconds_max: age of the oldest record not on disk before they are.
-        progress_seconds, progress_tokens: how often an answer under way is written down.
+        unsynced_seconds_max: age of the oldest record that is not on disk before new requests are refused (503).
+        progress_seconds: how often an answer under way is written down.
+        progress_tokens: or after how many tokens, if that is sooner.
         store_memory: DuckDB's memory limit.
     """
 
@@ -146,13 +189,13 @@ class Account:
     """One credential at a provider.
 
     Attributes:
-        name: how the operator calls it; stands on records.
+        name: how you call it; stands on records.
         api_key: the credential itself.
         api_key_env: or the environment variable that holds it.
     """
 
     name: str
-    api_key: Secret = field(factory=lambda: Secret(""), repr=False)
+    api_key: Secret = field(factory=lambda: Secret(""), repr=False, eq=False)
     api_key_env: str | None = None
 
 
@@ -164,20 +207,20 @@ class Provider:
         name: unique; the prefix that always reaches it (`name/model`).
         kind: `openai` (and anything compatible), `anthropic` or `gemini`.
         base_url: without it, the vendor's own.
-        accounts: tried in order.
+        account: the credentials, as `[[provider.account]]`, tried in order.
         models: patterns of catalogue ids that it serves; empty: all of the vendor's that have a price.
         vendor: whose catalogue entries it serves; by default the kind's own vendor.
         names: catalogue id to the model's name there, where it differs.
         markup_ppm: parts per million of list price for its models, where not the general one.
         stops_billing: whether hanging up ends the bill there, if the data does not know or is wrong.
         stream_options: whether `stream_options` may be sent (some compatible servers refuse it).
-        region: shown on offers.
+        region: where it runs, for the record.
     """
 
     name: str
     kind: Literal["openai", "anthropic", "gemini"]
     base_url: str | None = None
-    accounts: tuple[Account, ...] = ()
+    account: tuple[Account, ...] = ()
     models: tuple[str, ...] = ()
     vendor: str | None = None
     names: dict[str, str] = field(factory=dict)
@@ -189,7 +232,12 @@ class Provider:
 
 @frozen
 class Markup:
-    """One `[[markup]]`: what models that match a pattern cost, in parts per million of list price."""
+    """One `[[pricing.markup]]`: what models that match a pattern cost, in parts per million of list price.
+
+    Attributes:
+        models: a pattern of catalogue ids, such as `openai/gpt-4*`.
+        ppm: what they cost, in parts per million of list price.
+    """
 
     models: str
     ppm: int = field(validator=[instance_of(int), ge(0)])
@@ -200,14 +248,14 @@ class Pricing:
     """What is charged.
 
     Attributes:
-        markup_ppm: parts per million of list price: 1_000_000 is list, 600_000 is 60 % of it.
-        markups: by model pattern; the first that matches wins over `markup_ppm`.
+        markup_ppm: what callers pay, in parts per million of list price: 1000000 is list, 600000 is 60 % of it.
+        markup: by model pattern; the first that matches wins over `markup_ppm`.
         files: more price files of the operator, in the format of `data/prices`; they win over ours.
-        top_up_url: told to callers whose credit does not suffice.
+        top_up_url: where callers whose credit does not suffice are sent.
     """
 
     markup_ppm: int = field(default=1_000_000, validator=ge(0))
-    markups: tuple[Markup, ...] = ()
+    markup: tuple[Markup, ...] = ()
     files: tuple[str, ...] = ()
     top_up_url: str | None = None
 
@@ -217,7 +265,7 @@ class Keys:
     """How keys look.
 
     Attributes:
-        prefix: of new keys.
+        prefix: how new keys begin.
     """
 
     prefix: str = "fb_sk_"
@@ -228,6 +276,8 @@ class Config:
     """The whole tree.
 
     Attributes:
+        listen, server, limits, deadlines, failover, books, pricing, keys: see there.
+        provider: where answers come from; without any, the environment's provider keys decide.
         unknown_fields: what happens to request fields that we do not know: `pass`, `drop` or `refuse`.
         on_hangup_hidden: what a hang-up does where reasoning is hidden or the bill runs on: `mute` reads the answer
             to its end and bills the report, `abort` closes the connection and bills an estimate.
@@ -238,10 +288,166 @@ class Config:
     server: Server = field(factory=Server)
     limits: RequestLimits = field(factory=RequestLimits)
     deadlines: Deadlines = field(factory=Deadlines)
+    failover: Failover = field(factory=Failover)
     books: Books = field(factory=Books)
     pricing: Pricing = field(factory=Pricing)
     keys: Keys = field(factory=Keys)
-    providers: tuple[Provider, ...] = ()
+    provider: tuple[Provider, ...] = ()
     unknown_fields: Literal["pass", "drop", "refuse"] = "pass"
     on_hangup_hidden: Literal["mute", "abort"] = "mute"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+VENDOR_KEYS: Final = (
+    ("openai", "openai", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    ("anthropic", "anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+    ("google", "gemini", "GEMINI_API_KEY", "GEMINI_BASE_URL"),
+)
+"""Provider name, kind, and the variables that make one where `farebox.toml` names none."""
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Read the settings.
+
+    Args:
+        path: of `farebox.toml`, or `None` for defaults only.
+        environ: the environment; names of variables in the file are looked up here, and where the file names no
+            provider at all, the vendors' own variables make them.
+
+    Raises:
+        ConfigError: with file, key and what was expected.
+    """
+    where = str(path) if path is not None else "the environment"
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: is not TOML: {error}") from None
+    try:
+        config = _converter().structure(tree, Config)
+    except Exception as error:  # noqa: BLE001 - cattrs raises groups of anything that a constructor may raise
+        problems = "; ".join(cattrs.transform_error(error, path="", format_exception=_expected))
+        raise ConfigError(f"{where}: {problems.replace(' @ .', ' at ')}") from None
+    providers = config.provider or tuple(_from_environment(environ))
+    _check_names(providers, where)
+    resolved = tuple(_with_secrets(provider, environ, where) for provider in providers)
+    if (config.listen.tls_certificate is None) != (config.listen.tls_key is None):
+        raise ConfigError(f"{where}: listen.tls_certificate and listen.tls_key: expected both or neither")
+    return evolve(config, provider=resolved)
+
+
+def settings(tree: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every setting there is: its dotted name, its default and what it means, in the order of the file.
+
+    `farebox init` and README are made from this, so neither can fall behind.
+    """
+    meanings = _meanings(tree.__doc__ or "")
+    for attribute in fields(tree):
+        name = f"{prefix}{attribute.name}"
+        inner = _inner(attribute.type)
+        if inner is not None:
+            yield from settings(inner, f"{name}.")
+        else:
+            default = attribute.default
+            yield name, default.factory() if hasattr(default, "factory") else default, meanings[attribute.name]
+
+
+def _inner(annotation: Any) -> type | None:
+    """The class of a table or of a list of tables, or `None` for a plain value."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and has(candidate):
+            return candidate
+    return None
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """Read the `Attributes:` section of a docstring; several names may share a meaning."""
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(docstring).partition("Attributes:\n")[2].splitlines():
+        indent = len(line) - len(line.lstrip())
+        if indent == 4:
+            head, _, text = line.strip().partition(": ")
+            names = head.split(", ")
+            meanings.update(dict.fromkeys(names, text))
+        elif indent > 4:
+            meanings.update({name: f"{meanings[name]} {line.strip()}" for name in names})
+    return meanings
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[Provider]:
+    for name, kind, key, base_url in VENDOR_KEYS:
+        if environ.get(key):
+            yield Provider(
+                name=name,
+                kind=kind,  # type: ignore[arg-type]
+                base_url=environ.get(base_url) or None,
+                account=(Account(name="default", api_key_env=key),),
+            )
+
+
+def _check_names(providers: tuple[Provider, ...], where: str) -> None:
+    names = [provider.name for provider in providers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: provider.name: expected unique names, {name!r} is there twice")
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{where}: provider.name: expected letters, digits, - and _, not {name!r}")
+
+
+def _with_secrets(provider: Provider, environ: Mapping[str, str], where: str) -> Provider:
+    """Look up the variables that accounts name; a server without credentials (a local one) gets an empty one."""
+    accounts = []
+    for account in provider.account or (Account(name="default"),):
+        if account.api_key_env is not None:
+            value = environ.get(account.api_key_env, "")
+            if not value:
+                raise ConfigError(
+                    f"{where}: provider {provider.name!r}, account {account.name!r}: api_key_env: "
+                    f"expected the variable {account.api_key_env} to be set"
+                )
+            account = evolve(account, api_key=Secret(value))  # noqa: PLW2901 - the same account, now with its key
+        accounts.append(account)
+    if len({account.name for account in accounts}) != len(accounts):
+        raise ConfigError(f"{where}: provider {provider.name!r}: account.name: expected unique names")
+    return evolve(provider, account=tuple(accounts))
+
+
+def _converter() -> cattrs.Converter:
+    """A converter that takes what TOML says literally: no text for numbers, no numbers for text."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def strict(*kinds: type) -> Any:
+        def structure(value: Any, _type: Any) -> Any:
+            if type(value) not in kinds:
+                raise ConfigError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, not {value!r:.60}")
+            return value
+
+        return structure
+
+    converter.register_structure_hook(int, strict(int))
+    converter.register_structure_hook(float, strict(float, int))
+    converter.register_structure_hook(str, strict(str))
+    converter.register_structure_hook(bool, strict(bool))
+    converter.register_structure_hook(Secret, _secret)
+    return converter
+
+
+def _secret(value: Any, _type: Any) -> Secret:
+    if not isinstance(value, str):
+        raise ConfigError(f"expected str, not {type(value).__name__}")  # the value stays untold
+    return Secret(value)
+
+
+def _expected(error: BaseException, kind: Any) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = ", ".join(attribute.name for attribute in fields(error.cl))
+        return f"unknown setting {', '.join(sorted(error.extra_fields))} (expected one of: {known})"
+    if isinstance(error, KeyError):
+        return f"expected a value for {error.args[0]}"
+    if isinstance(error, ConfigError | ValueError) and error.args:
+        return str(error.args[0])
+    return f"expected {getattr(kind, '__name__', kind)}: {error}"

@@ -5,19 +5,19 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from accounting.hold import Books
+from accounting.hold import Books, Hold
 from proxy.config import Config
 from proxy.keys import KeyRing
 from proxy.limits import Limits
 from proxy.routing import Router
 from proxy.telemetry import Telemetry
-from proxy.types import AnswerContext, Ask, Dialect, DialectName, Offer
+from proxy.types import AnswerContext, Ask, Dialect, DialectName, Offer, Reply
 
 
 class Upstreams(Protocol):
     """Whatever can bring an answer; `proxy.upstreams.answer.Upstreams`, or a fake."""
 
-    def answer(self, ask: Ask, offers: tuple[Offer, ...], hold: object, reply: object) -> AnswerContext:
+    def answer(self, ask: Ask, offers: tuple[Offer, ...], hold: Hold, reply: Reply) -> AnswerContext:
         """Try the offers in order until one begins to answer."""
         ...
 

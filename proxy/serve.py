@@ -4,61 +4,66 @@ Nothing here knows which door the bytes came in by or which provider answers: `r
 arguments. Money moves only inside the hold, synchronously; the awaits here carry bytes or wait for durability.
 """
 
-from proxy import credit
+from proxy import credit, headers
 from proxy.errors import Failure, Kind
 from proxy.gateway import Gateway
-from proxy.headers import answer_headers, hold_headers, receipt_headers
 from proxy.types import Path, Reply, Request
-
-
-async def respond(gateway: Gateway, path: Path, request: Request, reply: Reply) -> None:
-    """Serve one request, and word whatever goes wrong in the caller's dialect."""
-    dialect = gateway.dialects[path.dialect]
-    try:
-        await serve(gateway, path, request, reply)
-    except Failure as failure:
-        gateway.telemetry.failed(request, failure)
-    except Exception as error:  # noqa: BLE001 - our own fault: the caller gets a 500, the log the traceback
-        gateway.telemetry.crashed(request, error)
-        failure = Failure(Kind.INTERNAL, f"Something went wrong here. The request's id is {request.id}.")
-    else:
-        return
-    if reply.started:
-        await reply.end(dialect.error_event(failure, request.id))
-    else:
-        wording = dialect.error(failure, request.id)
-        reply.start(wording.status, dict(wording.headers))
-        await reply.end(wording.body)
 
 
 async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) -> None:
     """Answer one request and settle it, whatever happens on the way.
 
     Raises:
-        Failure: with what the caller is to be told; by then everything is settled or void.
+        Failure: what the caller is to be told; by then everything is settled or void.
     """
     config, dialect = gateway.config, gateway.dialects[path.dialect]
     caller = gateway.keys.caller(request.headers, request.query, path.dialect)
     with gateway.limits.admit(caller, reply) as slot:
-        reply.note(slot.headers(path.dialect))
+        balance = gateway.books.balance(caller.spender.wallet)
+        reply.note(headers.standing(slot, balance, path.dialect, gateway.books.clock()))
+        credit.check(gateway.books, caller, path)
         body = await request.body(config.limits.body_bytes_max)
         ask = dialect.read_request(path, request.headers, body, config.unknown_fields)
-        offers = gateway.router.offers(ask, caller)
-        slot.tokens(offers)
+        offers = gateway.router.offers(ask, caller, gateway.books.available(caller.spender.wallet))
+        slot.tokens(offers[0].bounds)
         with credit.hold(gateway, request.id, caller, offers, reply) as hold:
-            reply.note(hold_headers(hold, offers[0]))
+            reply.note(headers.held(hold, offers[0], ask))
             async with (
-                reply.keep_alive(dialect.heartbeat if ask.stream else b"", config.deadlines.heartbeat_seconds),
+                reply.keep_alive(headers.heartbeat(dialect, ask), config.deadlines.heartbeat_seconds),
                 gateway.upstreams.answer(ask, offers, hold, reply) as answer,
             ):
                 translator = dialect.passthrough(ask, hold.meter)
                 await hold.journaled()
-                reply.start(answer.status, answer_headers(answer, ask))
+                reply.start(answer.status, headers.answer(answer, ask))
                 async for chunk in answer:
                     await reply.write(hold.cover(translator.feed(chunk)))
                     if translator.ended:
                         answer.expect_close()
                 translator.finish()
-        slot.true_up(hold.receipt)
+        slot.true_up(hold.receipt.record)
         await hold.settled()
-        await reply.end(translator.end(hold.receipt), receipt_headers(hold.receipt))
+        await reply.end(translator.end(hold.receipt), headers.receipt(hold.receipt))
+
+
+async def respond(gateway: Gateway, path: Path, request: Request, reply: Reply) -> None:
+    """Serve one request, and word whatever goes wrong in the caller's dialect."""
+    with gateway.telemetry.request(request, path, reply) as log:
+        try:
+            await serve(gateway, path, request, reply)
+        except Failure as failure:
+            log.failed(failure)
+            await _fail(gateway, path, request, reply, failure)
+        except Exception as error:  # noqa: BLE001 - our own fault: a 500 for the caller, the traceback for the log
+            log.crashed(error)
+            ours = Failure(Kind.INTERNAL, f"Something went wrong here. The request's id is {request.id}.")
+            await _fail(gateway, path, request, reply, ours)
+
+
+async def _fail(gateway: Gateway, path: Path, request: Request, reply: Reply, failure: Failure) -> None:
+    dialect = gateway.dialects[path.dialect]
+    if reply.started:
+        await reply.end(dialect.error_event(failure, request.id))
+        return
+    wording = dialect.error(failure, request.id)
+    reply.start(wording.status, dict(wording.headers))
+    await reply.end(wording.body)

@@ -1,6 +1,6 @@
 """What the rooms of proxy hand each other: Ask, Caller, Offer, and the protocols between them."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
@@ -153,6 +153,8 @@ class Offer:
         stops_billing: whether hanging up ends the bill, for this call.
         visible: every billed token can be seen going by (no hidden reasoning).
         region: where it runs, if the operator says so.
+        choices: how many answers were asked for; `bounds.output` is over all of them.
+        stream_options: whether the provider takes OpenAI's `stream_options`.
     """
 
     provider: str
@@ -168,6 +170,8 @@ class Offer:
     stops_billing: StopsBilling = "unknown"
     visible: bool = False
     region: str | None = None
+    choices: int = 1
+    stream_options: bool = True
 
     @property
     def abortable(self) -> bool:
@@ -349,6 +353,10 @@ class Reply(Protocol):
 
         Set to `False` while the client is already gone, the request is cancelled at once.
         """
+        ...
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Call back once, synchronously, when the client is gone while the reply is to fall mute."""
         ...
 
     def note(self, headers: Mapping[str, str]) -> None:

@@ -1,0 +1,322 @@
+"""Which usage is charged when an answer ends in which way: one truth table, as data.
+
+A ruling has two halves, because there are two bills: what the customer pays us and what the provider will
+want from the operator. They differ where the failure is the provider's or ours: then the customer pays
+nothing and the operator has the cost.
+
+An estimate is never cheaper than the report would have been, else hanging up would be a discount: content
+counts by frames or by bytes at the model's densest usual ratio, whichever is more; tokens that nobody could
+see count by elapsed time at the model's upper speed; input that the provider has not stated counts by bytes,
+in the dearest class that the request allows. And it is never above the hold, because it never leaves the
+request's bounds.
+"""
+
+from enum import StrEnum
+from math import ceil
+from typing import Final
+
+from attrs import evolve, frozen
+
+from accounting.records import Ending, Progress
+from pricing.money import Pico, marked_up
+from pricing.price import Bounds, Price
+from pricing.usage import NO_USAGE, Estimated, Meter, Reported, Source, Usage, total
+
+
+class Report(StrEnum):
+    """What the provider had said about usage when the answer ended."""
+
+    FINAL = "final"
+    PARTIAL = "partial"
+    NONE = "none"
+
+
+class Rule(StrEnum):
+    """What a bill is made from."""
+
+    REPORT = "report"
+    """The provider's last word."""
+    SEEN = "seen"
+    """Input as stated or estimated, and the output that was seen: there was no other."""
+    ESTIMATE = "estimate"
+    """As `SEEN`, and what may have been generated out of sight, by elapsed time."""
+    PROGRESS = "progress"
+    """The last progress that was written down; nothing where none was."""
+    NOTHING = "nothing"
+
+
+@frozen
+class Row:
+    """One line of the table; a `None` fits everything.
+
+    Attributes:
+        endings: how the answer ended.
+        charge: what the customer pays by.
+        cost: what the operator's cost is reckoned by.
+        report: what the provider had said.
+        relayed: whether bytes of the answer were handed to the client.
+        gone: whether the client had left (a muted answer).
+        stops: whether hanging up stops the provider's bill.
+        visible: whether every billed token could be seen.
+    """
+
+    endings: frozenset[Ending]
+    charge: Rule
+    cost: Rule
+    report: Report | None = None
+    relayed: bool | None = None
+    gone: bool | None = None
+    stops: bool | None = None
+    visible: bool | None = None
+
+
+_ALL: Final = frozenset(Ending)
+_E: Final = Ending
+
+TABLE: Final = (
+    # nothing left for the provider
+    Row(frozenset({_E.NEVER_SENT}), Rule.NOTHING, Rule.NOTHING),
+    # a process that died knows only what it wrote down
+    Row(frozenset({_E.KILLED}), Rule.PROGRESS, Rule.PROGRESS),
+    # refused before it generated: free for everybody, unless the provider says otherwise
+    Row(frozenset({_E.REFUSED}), Rule.NOTHING, Rule.REPORT, report=Report.FINAL, relayed=False),
+    Row(frozenset({_E.REFUSED}), Rule.NOTHING, Rule.NOTHING, relayed=False),
+    # failed before anything was relayed, by the provider's fault or ours: the caller got our own 50x and pays
+    # nothing; the provider may bill, so the operator's cost is reckoned
+    *(
+        Row(frozenset(endings), Rule.NOTHING, cost, report=report, relayed=False, gone=gone)
+        for endings, gone in (
+            ({_E.UNREACHED, _E.BROKEN, _E.SHUTDOWN, _E.INTERNAL}, None),
+            # a client that left and so let a muted answer run into its deadline is charged, below
+            ({_E.TIMED_OUT, _E.STALLED}, False),
+        )
+        for report, cost in ((Report.FINAL, Rule.REPORT), (None, Rule.ESTIMATE))
+    ),
+    # the provider's last word, however the rest went
+    Row(_ALL, Rule.REPORT, Rule.REPORT, report=Report.FINAL),
+    # we closed the connection, that stopped the bill, and nothing was hidden
+    Row(frozenset({_E.HUNG_UP}), Rule.SEEN, Rule.SEEN, stops=True, visible=True),
+    # everything else has no last word
+    Row(_ALL, Rule.ESTIMATE, Rule.ESTIMATE),
+)
+"""The first row that fits holds."""
+
+
+@frozen
+class Ruling:
+    """What the customer's charge and the operator's cost are made from."""
+
+    charge: Rule
+    cost: Rule
+
+
+def rule(
+    ending: Ending, report: Report, *, relayed: bool, stops_billing: str, visible: bool, gone: bool = False
+) -> Ruling:
+    """Look an ending up in the table. `stops_billing` is `yes`, `no` or `unknown`; unknown counts as no."""
+    stops = stops_billing == "yes"
+    for row in TABLE:
+        if (
+            ending in row.endings
+            and row.report in (None, report)
+            and row.relayed in (None, relayed)
+            and row.gone in (None, gone)
+            and row.stops in (None, stops)
+            and row.visible in (None, visible)
+        ):
+            return Ruling(row.charge, row.cost)
+    raise AssertionError("the table's last row fits everything")  # pragma: no cover
+
+
+_USUAL: Final = Ruling(Rule.REPORT, Rule.REPORT)
+"""What `rule` says of a complete answer with a final report, which is nearly all of them."""
+
+
+@frozen
+class Terms:
+    """What an attempt is made under; pinned when it begins.
+
+    Attributes:
+        model: canonical id. provider, account: the operator's names. dialect: the provider's.
+        stops_billing: `yes`, `no` or `unknown`: whether hanging up ends the provider's bill.
+        visible: every billed token can be seen going by.
+        bounds: the box that any usage must lie in; the hold is at least its price.
+        text_bytes: UTF-8 bytes of what becomes input text.
+        dense_bytes_per_token: fewest bytes of content that a token usually carries.
+        tokens_per_second_max: the fastest that the model is known to write.
+    """
+
+    model: str
+    provider: str
+    account: str
+    dialect: str
+    stream: bool
+    price: Price
+    stops_billing: str
+    visible: bool
+    bounds: Bounds
+    text_bytes: int
+    dense_bytes_per_token: int
+    tokens_per_second_max: int
+
+
+@frozen
+class Bill:
+    """What one attempt costs, before the hold caps it.
+
+    Attributes:
+        legs: what was priced; empty where nothing is known or owed.
+        source: where that comes from.
+        price: what the customer owes.
+        cost: what the operator owes the provider, at list price.
+        flags: what was odd.
+    """
+
+    legs: tuple[Usage, ...]
+    source: Source
+    price: Pico
+    cost: Pico
+    flags: tuple[str, ...] = ()
+
+    @property
+    def usage(self) -> Usage:
+        """The sum of all legs, for show."""
+        return total(self.legs) if self.legs else NO_USAGE
+
+
+def bill(
+    terms: Terms, meter: Meter, ending: Ending, *, elapsed_seconds: float, relayed: bool, gone: bool = False
+) -> Bill:
+    """Make out the bill of an attempt that ended while we were there to see it.
+
+    Args:
+        terms: what it was made under.
+        meter: what was reported and seen.
+        ending: how it ended.
+        elapsed_seconds: since it was sent.
+        relayed: bytes of it were handed to the client.
+        gone: the client has left.
+    """
+    report = _report(meter)
+    if ending is Ending.COMPLETE and report is Report.FINAL:
+        ruling = _USUAL
+    else:
+        ruling = rule(
+            ending,
+            report,
+            relayed=relayed,
+            stops_billing=terms.stops_billing,
+            visible=terms.visible,
+            gone=gone,
+        )
+    known: Reported | Estimated | None = None
+    if ruling.cost is Rule.REPORT:
+        known = meter.reported
+    elif ruling.cost is not Rule.NOTHING:
+        hidden = ruling.cost is Rule.ESTIMATE and _may_hide(terms, ending)
+        known = estimate(terms, meter, elapsed_seconds=elapsed_seconds, hidden=hidden, because=ending.value)
+    if known is None:
+        return Bill((), Source.NONE, 0, 0)
+    legs = _with_call(terms.price, known.legs)
+    cost = terms.price.list_cost(legs)
+    price = 0 if ruling.charge is Rule.NOTHING else marked_up(cost, terms.price.markup_ppm)
+    return Bill(legs, known.source, price, cost, _flags(terms.price, known, legs, ending))
+
+
+def estimate(
+    terms: Terms, meter: Meter, *, elapsed_seconds: float, hidden: bool, because: str
+) -> Reported | Estimated:
+    """Work out what an answer used whose final report is missing.
+
+    What a partial report states about input is kept (Anthropic says it at the start of a stream); its output
+    only rises, to what was seen and, where tokens may be hidden, what can have been written in the time. A
+    partial report that says at least that much is itself the result.
+    """
+    written = max(meter.content_frames, -(-meter.content_bytes // terms.dense_bytes_per_token))
+    if hidden:
+        written += ceil(max(elapsed_seconds, 0.0) * terms.tokens_per_second_max)
+    written = min(written, terms.bounds.output)
+    stated = meter.reported
+    if stated is not None:
+        already = sum(leg.output + leg.audio_output + leg.image_output for leg in stated.legs)
+        # no provider reads nothing: a report without input is one that has not come to its input yet
+        if any(leg.context for leg in stated.legs):
+            if written <= already:
+                return stated
+            *before, last = stated.legs
+            return Estimated((*before, evolve(last, output=last.output + written - already)), because)
+        written = max(written, already)
+    return Estimated((_dearest(terms, _input_upper(terms), written),), because)
+
+
+def recovered(progress: Progress | None) -> Bill:
+    """The bill of an attempt that a dead process left open."""
+    if progress is None:
+        return Bill((), Source.RECOVERED, 0, 0, ("no_progress",))
+    return Bill(
+        (progress.usage,),
+        Source.RECOVERED,
+        progress.cost,
+        progress.list_cost,
+        (f"progress_{progress.source.value}",),
+    )
+
+
+def _report(meter: Meter) -> Report:
+    if meter.reported is None:
+        return Report.NONE
+    return Report.FINAL if meter.reported.final else Report.PARTIAL
+
+
+def _may_hide(terms: Terms, ending: Ending) -> bool:
+    """Whether tokens can have gone past the meter: hidden reasoning, or a body that never came."""
+    return not terms.visible or (not terms.stream and ending is not Ending.COMPLETE)
+
+
+def _input_upper(terms: Terms) -> int:
+    """Most tokens of input: text at the densest usual ratio, and what the bound adds for what is not text."""
+    text = -(-terms.text_bytes // terms.dense_bytes_per_token)
+    return min(terms.bounds.input, text + max(0, terms.bounds.input - terms.text_bytes))
+
+
+def _dearest(terms: Terms, read: int, written: int) -> Usage:
+    """That many tokens in the dearest classes that the request allows, as a provider might report them."""
+    bounds = terms.bounds
+    reads = ["input", "cache_read"]
+    if bounds.cache_writes != "none":
+        reads.append("cache_write_5m")
+    if bounds.cache_writes == "1h":
+        reads.append("cache_write_1h")
+    if bounds.audio:
+        reads += ["audio_input", "audio_cached"]
+    if bounds.image:
+        reads.append("image_input")
+    writes = ["output"]
+    if bounds.audio_output:
+        writes.append("audio_output")
+    if bounds.image_output:
+        writes.append("image_output")
+    candidates = (
+        Usage(**{into: read, out: written, "web_searches": bounds.web_searches})
+        for into in reads
+        for out in writes
+    )
+    return max(candidates, key=lambda usage: terms.price.list_cost((usage,)))
+
+
+def _with_call(price: Price, legs: tuple[Usage, ...]) -> tuple[Usage, ...]:
+    """Count the call itself, where it has a price and the report does not count it."""
+    if legs and price.tiers[0].rates.requests and not any(leg.requests for leg in legs):
+        return (evolve(legs[0], requests=1), *legs[1:])
+    return legs
+
+
+def _flags(
+    price: Price, known: Reported | Estimated, legs: tuple[Usage, ...], ending: Ending
+) -> tuple[str, ...]:
+    flags = [f"unpriced:{name}" for name in price.unpriced(legs)]
+    if isinstance(known, Reported):
+        flags += known.flags
+    elif ending is Ending.COMPLETE:
+        flags.append("no_report")
+    return tuple(sorted(flags))

@@ -1,0 +1,417 @@
+"""The recorder: makes durable what was written, tells who waits for it, and loads it into the store.
+
+    write()   synchronous: a line in the journal, the record into the channel
+    syncer    takes what is in the channel, one fdatasync for all of it in a thread, a mark, wakes waiters
+    loader    takes the newest synced slice into the store, in one transaction; slow or broken, it delays
+              reports and, at a bound, admission; never a sync
+    keeper    seals segments that are full and makes the next spare
+
+Back-pressure stands at the door: `reserve` and unreserved writes are refused (`Overloaded`) at any bound, a
+reserved write finds its room. The one shielded scope of the house is in `run`; it ends when `close` has
+closed the channel and everything in it is on the platter.
+
+Once the disk has failed, nothing is promised any more: writes and waits raise `Overloaded`, `failed` says
+why, `wait_failed` returns, and `run` raises at its end, so that the process ends with an error.
+"""
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, Protocol, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from accounting.hold import Overloaded
+from accounting.journal import BooksFailed, Journal, NoRoom
+from accounting.records import Record, UsageRecord
+
+T = TypeVar("T")
+
+BACKOFF_SECONDS: Final = (0.25, 10.0)
+"""First and longest pause after an error of the store or of work on files."""
+
+STOP_TRIES: Final = 3
+"""Loads that are tried when stopping; what is not in the store then comes in at the next start."""
+
+
+class RunInThread(Protocol):
+    """Runs work in a thread. At least four at a time: a sync must not wait for a load, or for a report."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
+        """Run it; what it returns or raises."""
+        ...
+
+
+class Index(Protocol):
+    """Where slices are loaded; `accounting.store.Store`, or a fake. Called in threads, one call at a time."""
+
+    def load(self, records: Sequence[tuple[int, Record]]) -> int:
+        """Take a slice in, exactly once; says the last record that is in. Any exception: unknown."""
+        ...
+
+    def reopen(self) -> int:
+        """Begin again after an error; says the last record that is in."""
+        ...
+
+
+@frozen
+class Health:
+    """How the books are, for `/health/ready` and metrics.
+
+    Attributes:
+        failed: why nothing is promised any more, if so.
+        store_error: why the last load failed, if it did; it is tried again.
+        written, synced, loaded: seqs.
+        unsynced_seconds: age of the oldest record that is not on the platter.
+        reserved: places taken for records to come.
+    """
+
+    failed: str | None
+    store_error: str | None
+    written: int
+    synced: int
+    loaded: int
+    unsynced_seconds: float
+    reserved: int
+
+
+@define(eq=False)
+class Recorder:
+    """Implements `accounting.hold.Writer`. `run` it as a task, `close` it to end that.
+
+    Attributes:
+        journal: opened by recovery; all of it is in the store, or follows from `loaded`.
+        store: where it is loaded.
+        now: monotonic seconds.
+        run_in_thread: see there.
+        loaded: the last record that the store has.
+        load_seconds, load_records_max: how often it is given more, and how much at most.
+        unloaded_max: records that may wait for it, before new ones are refused.
+        unsynced_seconds_max: age of the oldest record that is not on the platter, before they are.
+        log: told what went wrong and is tried again: event and fields.
+    """
+
+    journal: Journal
+    store: Index
+    now: Callable[[], float]
+    run_in_thread: RunInThread
+    loaded: int = field(kw_only=True)
+    load_seconds: float = field(default=0.25, kw_only=True)
+    load_records_max: int = field(default=20_000, kw_only=True)
+    unloaded_max: int = field(default=500_000, kw_only=True)
+    unsynced_seconds_max: float = field(default=10.0, kw_only=True)
+    log: Callable[..., None] = field(default=lambda _event, **_fields: None, kw_only=True)
+    store_error: str | None = field(default=None, init=False)
+    _synced: int = field(init=False)
+    _tail: deque[tuple[int, Record]] = field(factory=deque, init=False)
+    """Records that the store does not have yet, as they came out of the channel."""
+    _usage: dict[str, list[tuple[int, UsageRecord]]] = field(factory=dict, init=False)
+    """The S among those that are not loaded, by request; at once, not when they come out of the channel."""
+    _send: trio.MemorySendChannel[tuple[int, Record]] = field(init=False)
+    _receive: trio.MemoryReceiveChannel[tuple[int, Record]] = field(init=False)
+    _next: trio.Event = field(factory=trio.Event, init=False)
+    """Set when the sync that comes next is over; `_flying` when the one under way is."""
+    _flying: trio.Event = field(factory=trio.Event, init=False)
+    _flying_upto: int = field(default=0, init=False)
+    _unsynced_since: float | None = field(default=None, init=False)
+    _since_flying: float | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+    _failure: trio.Event = field(factory=trio.Event, init=False)
+    _over: trio.Event = field(factory=trio.Event, init=False)
+    _load_now: trio.Event = field(factory=trio.Event, init=False)
+    _loaded: trio.Event = field(factory=trio.Event, init=False)
+    _chores: trio.Event = field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._synced = self.journal.synced_upto
+        # unbounded, since its bound is `unloaded_max`, and is asked before a place is needed
+        self._send, self._receive = trio.open_memory_channel[tuple[int, Record]](math.inf)
+
+    # -- writing: synchronous --------------------------------------------------------------------------
+
+    def reserve(self, places: int) -> None:
+        """Take room for later records, in the journal and on the way to the store.
+
+        Raises:
+            Overloaded: one of them could find none, or the books have failed; nothing was taken.
+        """
+        self._admit(places)
+        if not self.journal.reserve(places):
+            self._chores.set()  # a spare may be all that is missing
+            raise Overloaded("the journal has no room")
+
+    def release(self, places: int) -> None:
+        """Give room back that is no longer needed."""
+        self.journal.release(places)
+
+    def write(self, record: Record, *, reserved: bool = False) -> int:
+        """Write a record and say its seq; with `reserved` it uses up a reserved place.
+
+        Raises:
+            Overloaded: no room, where none was reserved; or the books have failed. A reserved place stays so.
+        """
+        if not reserved:
+            self._admit(1)
+        elif self._closed:
+            raise Overloaded("the books are closed")
+        try:
+            seq = self.journal.append(record, reserved=reserved)
+        except NoRoom:
+            self._chores.set()
+            raise Overloaded("the journal has no room") from None
+        except BooksFailed as error:
+            self._fail(error)
+            raise Overloaded("the books have failed") from error
+        if self._unsynced_since is None:
+            self._unsynced_since = self.now()
+        if isinstance(record, UsageRecord):
+            self._usage.setdefault(record.request, []).append((seq, record))
+        self._send.send_nowait((seq, record))
+        return seq
+
+    def close(self) -> None:
+        """Take nothing more; `run` ends once everything is on the platter and, if the store can, loaded."""
+        self._closed = True
+        self._send.close()
+
+    def _admit(self, places: int) -> None:
+        if self.failed is not None:
+            raise Overloaded("the books have failed")
+        if self._closed:
+            raise Overloaded("the books are closed")
+        if self.unloaded + self.journal.reserved + places > self.unloaded_max:
+            raise Overloaded("too many records wait for the store")
+        if self.oldest_unsynced_seconds > self.unsynced_seconds_max:
+            raise Overloaded("the disk is too slow")
+
+    # -- asking ----------------------------------------------------------------------------------------
+
+    @property
+    def failed(self) -> BaseException | None:
+        """The error after which nothing is promised any more."""
+        return self.journal.failed
+
+    @property
+    def unloaded(self) -> int:
+        """How many records the store does not have yet."""
+        return self.journal.seq - self.loaded
+
+    @property
+    def oldest_unsynced_seconds(self) -> float:
+        """Age of the oldest record that is not on the platter; 0 where there is none."""
+        since = self._unsynced_since if self._since_flying is None else self._since_flying
+        return 0.0 if since is None else self.now() - since
+
+    def health(self) -> Health:
+        """How the books are."""
+        return Health(
+            None if self.failed is None else str(self.failed),
+            self.store_error,
+            self.journal.seq,
+            self._synced,
+            self.loaded,
+            self.oldest_unsynced_seconds,
+            self.journal.reserved,
+        )
+
+    def usage_of(self, request: str) -> tuple[UsageRecord, ...]:
+        """The settled attempts of a request that the store does not have yet.
+
+        Ask before the store is asked: a record that is loaded in between is then seen twice, never missed.
+        """
+        return tuple(record for _, record in self._usage.get(request, ()))
+
+    def unloaded_usage(self) -> Iterator[tuple[int, UsageRecord]]:
+        """Every settled attempt that the store does not have yet, and its seq, oldest first. See `usage_of`."""
+        entries = [entry for entries in self._usage.values() for entry in entries]
+        return iter(sorted(entries, key=lambda entry: entry[0]))
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    async def durable(self, seq: int) -> None:
+        """Return once everything up to a record is on the platter, and marked.
+
+        Raises:
+            Overloaded: it never will be, as far as can be known: the books have failed.
+        """
+        if seq <= self._synced:
+            await trio.lowlevel.checkpoint()
+            return
+        if self.failed is None and not self._over.is_set():
+            await (self._flying if seq <= self._flying_upto else self._next).wait()
+        if seq > self._synced:
+            raise Overloaded("the books have failed") from self.failed
+
+    async def flush(self) -> None:
+        """Return once everything that is written by now is in the store; for `verify` and tests.
+
+        Raises:
+            Overloaded: the books have failed, or the store cannot take it for now.
+        """
+        upto = self.journal.seq
+        await self.durable(upto)
+        while self.loaded < upto:
+            self._load_now.set()
+            await self._loaded.wait()
+            if self.loaded < upto and (self.store_error is not None or self._over.is_set()):
+                raise Overloaded(f"the store cannot be loaded: {self.store_error}")
+
+    async def wait_failed(self) -> None:
+        """Return when the books have failed: the process is to stop admitting, and to end with an error."""
+        await self._failure.wait()
+
+    # -- the task --------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Sync, load and keep files until `close`; then seal the journal. Cancelling it has no effect.
+
+        Raises:
+            BooksFailed: the disk failed, now or earlier.
+        """
+        with trio.CancelScope(shield=True):  # ends when the channel closes: by `close`, in whatever happens
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._load)
+                    nursery.start_soon(self._keep)
+                    task_status.started()
+                    await self._sync()
+            except BaseException as error:
+                self._fail(error)  # a dead recorder is failed books
+                raise
+            finally:
+                self._closed = True
+                self._over.set()
+                self._wake()
+            try:
+                await self.run_in_thread(self.journal.close)
+            except (
+                OSError
+            ) as error:  # all is on the platter; a segment that is not sealed is read just as well
+                self.log("journal_not_sealed", error=repr(error))
+        if self.failed is not None:
+            raise BooksFailed(str(self.failed)) from self.failed
+
+    async def _sync(self) -> None:
+        """Group syncs for as long as there is something in the channel."""
+        try:
+            async for entry in self._receive:
+                self._tail.append(entry)
+                self._drain()
+                await self._sync_once()
+        finally:
+            self._over.set()
+            self._load_now.set()
+            self._chores.set()
+
+    def _drain(self) -> None:
+        try:
+            while True:
+                self._tail.append(self._receive.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass
+
+    async def _sync_once(self) -> None:
+        if self.failed is not None:
+            return  # what still comes out of the channel was promised to nobody
+        sync = self.journal.begin_sync()
+        self._flying, self._next = self._next, trio.Event()
+        self._flying_upto = sync.upto
+        self._since_flying, self._unsynced_since = self._unsynced_since, None
+        try:
+            await self.run_in_thread(sync.run)
+            self.journal.synced(sync)
+        except (OSError, BooksFailed) as error:
+            self._fail(error)
+            return
+        self._since_flying = None
+        self._synced = sync.upto
+        self._flying.set()
+        self._chores.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self.journal.sync_failed(error)
+        if not self._failure.is_set():
+            self.log("books_failed", error=repr(error))
+            self._failure.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let everybody who waits look again; who finds nothing raises."""
+        self._flying.set()
+        self._next.set()
+        self._loaded.set()
+
+    # -- the loader ------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Load what is synced, every `load_seconds` or when asked, until the syncer is over and all is in."""
+        pause, tries = BACKOFF_SECONDS[0], 0
+        while True:
+            if not self._over.is_set():
+                with trio.move_on_after(self.load_seconds if self.store_error is None else pause):
+                    await self._load_now.wait()
+            self._load_now = trio.Event()
+            over = self._over.is_set()
+            try:
+                more = await self._load_once()
+            except Exception as error:  # noqa: BLE001 - whatever it is, reports wait and money does not
+                self.store_error = repr(error)
+                self.log("store_failed", error=self.store_error, pause_seconds=pause)
+                more, tries = True, tries + over
+                pause = min(pause * 2, BACKOFF_SECONDS[1])
+            else:
+                pause = BACKOFF_SECONDS[0]
+            self._loaded.set()
+            self._loaded = trio.Event()
+            if over and (not more or tries >= STOP_TRIES):
+                return
+            if more and self.store_error is None:
+                self._load_now.set()
+
+    async def _load_once(self) -> bool:
+        """Load one slice, after finding out where the store is if that is unknown. Says if there is more."""
+        if self.store_error is not None:
+            self._forget(await self.run_in_thread(self.store.reopen))
+            self.store_error = None
+        entries: list[tuple[int, Record]] = []
+        for entry in self._tail:
+            if entry[0] > self._synced or len(entries) == self.load_records_max:
+                break
+            entries.append(entry)
+        if not entries:
+            return False
+        self._forget(await self.run_in_thread(lambda: self.store.load(entries)))
+        return bool(self._tail) and self._tail[0][0] <= self._synced
+
+    def _forget(self, upto: int) -> None:
+        """The store has everything up to here: drop it from the tail."""
+        tail = self._tail
+        while tail and tail[0][0] <= upto:
+            seq, record = tail.popleft()
+            if isinstance(record, UsageRecord):
+                entries = self._usage[record.request]
+                entries.remove((seq, record))
+                if not entries:
+                    del self._usage[record.request]
+        self.loaded = max(self.loaded, upto)
+
+    # -- the keeper of files ---------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Do the journal's chores, one after the other, as syncs go by."""
+        pause = BACKOFF_SECONDS[0]
+        while not self._over.is_set():
+            await self._chores.wait()
+            self._chores = trio.Event()
+            while not self._over.is_set() and (chore := self.journal.housework()) is not None:
+                try:
+                    await self.run_in_thread(chore.run)
+                    pause = BACKOFF_SECONDS[0]
+                except OSError as error:
+                    self.log("journal_chore_failed", error=repr(error), pause_seconds=pause)
+                    with trio.move_on_after(pause):
+                        await self._over.wait()
+                    pause = min(pause * 2, BACKOFF_SECONDS[1])
+                finally:
+                    self.journal.housework_done(chore)

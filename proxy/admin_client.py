@@ -1,0 +1,90 @@
+"""How commands reach a running gateway: its admin listener, over loopback, with the token from the state directory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+from attrs import frozen
+
+from proxy.errors import Kind, Rejected
+from proxy.types import Secret
+
+ADDRESS_FILE: Final = "gateway.json"
+TOKEN_FILE: Final = "admin-token"
+TIMEOUT_SECONDS: Final = 60.0
+"""`verify` on large books takes its time; everything else answers at once."""
+
+
+class Unreachable(Exception):
+    """The gateway does not answer at the address that its state directory names."""
+
+
+@frozen
+class Address:
+    """What a running gateway writes into its state directory."""
+
+    base_url: str
+    admin_url: str
+    pid: int
+
+
+@frozen
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@frozen
+class AdminClient:
+    """A running gateway, as its operator sees it."""
+
+    address: Address
+    token: Secret
+
+    @classmethod
+    def of(cls, state_dir: Path) -> "AdminClient":
+        """Find the gateway that runs on a state directory.
+
+        Raises:
+            Unreachable: the directory names none.
+        """
+        try:
+            address = msgspec.json.decode((state_dir / ADDRESS_FILE).read_bytes(), type=Address)
+            token = Secret((state_dir / TOKEN_FILE).read_text("ascii").strip())
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            raise Unreachable(
+                f"another process holds the books in {state_dir}, but no gateway has said where it listens"
+            ) from None
+        return cls(address, token)
+
+    def call(self, operation: str, arguments: bytes) -> dict[str, Any]:
+        """Run an operation there.
+
+        Raises:
+            Rejected: the gateway says no.
+            Unreachable: it does not answer.
+        """
+        answer = self.send(
+            "POST",
+            f"{self.address.admin_url}/admin/{operation}",
+            {"authorization": f"Bearer {self.token.reveal()}", "content-type": "application/json"},
+            arguments,
+        )
+        decoded: dict[str, Any] = msgspec.json.decode(answer.body)
+        if answer.status >= 400:
+            raise Rejected(Kind.BAD_REQUEST, decoded["error"]["message"], status=answer.status)
+        return decoded
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+        """Send one HTTP request. Raises `Unreachable`."""
+        try:
+            with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+                answer = client.request(method, url, headers=dict(headers), content=body)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"the gateway at {self.address.admin_url} does not answer: {error}") from None
+        return Answer(answer.status_code, dict(answer.headers), answer.content)

@@ -1,0 +1,431 @@
+"""The command `farebox`: each command calls one function elsewhere and shows what it gives."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+import trio
+from attrs import evolve
+from rich.console import Console
+from rich.table import Table
+
+from pricing.catalog import Catalog
+from pricing.load import PriceError, check, load_catalog
+from pricing.money import PPM
+from proxy import app, doctor
+from proxy.config import DATA, Config, ConfigError, load
+from proxy.config_template import template
+from proxy.errors import Failure
+from proxy.routing import Router
+from proxy.shown import shown_model
+
+DEMO_STATE: Final = "farebox-demo-state"
+CONFIG_NAME: Final = "farebox.toml"
+
+out = partial(Console, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; every expected failure is one sentence on standard error and exit status 1 (or 2)."""
+    try:
+        farebox(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ConfigError, PriceError, app.Unavailable) as error:
+        _die(str(error))
+    except Failure as failure:
+        _die(failure.message)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _die(message: str) -> None:
+    click.echo(f"farebox: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="farebox")
+def farebox() -> None:
+    """A self-hosted AI credits gateway: one prepaid balance, every model, any app."""
+
+
+def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--config` and `--state`, and hand the command a Config."""
+
+    @click.option(
+        "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), envvar="FAREBOX_CONFIG",
+        help=f"Settings; by default {CONFIG_NAME} in this directory, if it is there.",
+    )  # fmt: skip
+    @click.option(
+        "--state", type=click.Path(file_okay=False), envvar="FAREBOX_STATE",
+        help="State directory: the books, the lock, the admin token.",
+    )  # fmt: skip
+    @wraps(command)
+    def wrapped(config_path: Path | None, state: str | None, **arguments: Any) -> Any:
+        if config_path is None and Path(CONFIG_NAME).is_file():
+            config_path = Path(CONFIG_NAME)
+        config = load(config_path, os.environ)
+        if state is not None:
+            config = evolve(config, books=evolve(config.books, state_dir=state))
+        return command(config=config, **arguments)
+
+    return wrapped
+
+
+def with_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
+
+
+def with_listener(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--host` and `--port`."""
+    command = click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 is any free one.")(command)
+    return click.option("--host", help="Address to listen on; by default loopback.")(command)
+
+
+# Running it
+
+
+@farebox.command()
+@with_listener
+@click.option("--admin-port", type=click.IntRange(0, 65535), default=0, help="Port of the admin listener.")
+@click.option("--state", type=click.Path(file_okay=False), default=DEMO_STATE, help="State directory of the demo.")
+@with_json
+def demo(host: str | None, port: int | None, admin_port: int, state: str, as_json: bool) -> None:
+    """Run a complete gateway that costs nothing: sandbox provider, demo wallet, a key ready to paste."""
+    config = app.demo_config(state=state, host=host, port=port, admin_port=admin_port)
+    _run(partial(app.run_demo, config), partial(_announce_demo, as_json))
+
+
+@farebox.command()
+@with_config
+@with_listener
+@click.option("--admin-port", type=click.IntRange(0, 65535), help="Port of the admin listener.")
+@with_json
+def serve(config: Config, host: str | None, port: int | None, admin_port: int | None, as_json: bool) -> None:
+    """Run the gateway with the providers of farebox.toml, or of the environment."""
+    listen = config.listen
+    listen = evolve(
+        listen,
+        host=listen.host if host is None else host,
+        port=listen.port if port is None else port,
+        admin_port=listen.admin_port if admin_port is None else admin_port,
+    )
+    _run(partial(app.run_gateway, evolve(config, listen=listen)), partial(_announce, as_json))
+
+
+@farebox.command()
+@with_listener
+@click.option("--state", type=click.Path(file_okay=False), help="Not used: the sandbox keeps nothing on disk.")
+@with_json
+def sandbox(host: str | None, port: int | None, state: str | None, as_json: bool) -> None:  # noqa: ARG001
+    """Run the sandbox provider alone: a stand-in for OpenAI, Anthropic and Gemini; GET /sandbox explains it."""
+    run = partial(app.run_sandbox, Config(), host or "127.0.0.1", 8090 if port is None else port)
+    _run(run, partial(_announce, as_json))
+
+
+def _run(run: Callable[..., Any], ready: Callable[[dict[str, Any]], None]) -> None:
+    sys.exit(trio.run(run, ready))
+
+
+def _announce(as_json: bool, facts: dict[str, Any]) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(facts))
+        return
+    console = out()
+    for name, value in facts.items():
+        console.print(f"[bold]{name.replace('_', ' ')}[/bold]  {value}")
+    console.print("Ctrl-C stops it: streams may finish, the books are closed.")
+
+
+def _announce_demo(as_json: bool, facts: dict[str, Any]) -> None:
+    if as_json:
+        _announce(as_json, facts)
+        return
+    base, key = facts["base_url"], facts["key"]
+    console = out()
+    console.print(f"[bold]Farebox is running[/bold] at {base} with a sandbox provider: nothing here costs money.")
+    console.print(f"wallet {facts['wallet']}  balance {facts['balance']} USD  state {facts['state_dir']}")
+    console.print(f"key    [bold]{key}[/bold]\n")
+    click.echo(
+        f"""# curl
+curl {base}/v1/chat/completions -H "Authorization: Bearer {key}" -H "content-type: application/json" \\
+  -d '{{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+curl -N {base}/v1/chat/completions -H "Authorization: Bearer {key}" -H "content-type: application/json" \\
+  -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+curl {base}/v1/credits/balance -H "Authorization: Bearer {key}"
+
+# Python, with the openai package
+from openai import OpenAI
+client = OpenAI(base_url="{base}/v1", api_key="{key}")
+answer = client.chat.completions.create(model="gpt-4o-mini", messages=[{{"role": "user", "content": "Hello!"}}])
+print(answer.choices[0].message.content)
+
+# anything that speaks to Anthropic, Claude Code among them
+export ANTHROPIC_BASE_URL={base}
+export ANTHROPIC_AUTH_TOKEN={key}
+
+# anything that speaks to Gemini
+export GOOGLE_GEMINI_BASE_URL={base}/genai
+export GEMINI_API_KEY={key}
+
+Ctrl-C stops it: streams may finish, the books are closed."""
+    )
+
+
+# Settings
+
+
+@farebox.command()
+@click.option(
+    "--path", type=click.Path(dir_okay=False, path_type=Path), default=Path(CONFIG_NAME), help="Where to write it."
+)
+def init(path: Path) -> None:
+    """Write a commented farebox.toml with every setting and its default."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template())
+    except FileExistsError:
+        raise click.ClickException(f"{path} is there already; nothing was written.") from None
+    click.echo(f"Wrote {path}. Name a provider in it, or set OPENAI_API_KEY …; then: farebox serve")
+
+
+# The books
+
+
+@farebox.group()
+def wallet() -> None:
+    """Wallets: who has how much."""
+
+
+@wallet.command("create")
+@click.option("--name", default="", help="A name to recognise it by.")
+@click.option("--currency", default="USD", help="Three letters.")
+@with_config
+@with_json
+def wallet_create(config: Config, as_json: bool, **asked: Any) -> None:
+    """Make a wallet."""
+    _show(_ask(config, "wallet_create", asked), as_json)
+
+
+@wallet.command("list")
+@with_config
+@with_json
+def wallet_list(config: Config, as_json: bool) -> None:
+    """List all wallets."""
+    _show(
+        _ask(config, "wallet_list", {}),
+        as_json,
+        columns=("wallet", "name", "currency", "balance", "held", "available"),
+    )
+
+
+@wallet.command("show")
+@click.argument("wallet_id")
+@with_config
+@with_json
+def wallet_show(config: Config, wallet_id: str, as_json: bool) -> None:
+    """Show one wallet with its grants and keys."""
+    _show(_ask(config, "wallet_show", {"wallet": wallet_id}), as_json)
+
+
+@farebox.command()
+@click.option("--wallet", required=True, help="Whose.")
+@click.option("--amount", required=True, help="A decimal such as 10.00.")
+@click.option("--ref", help="Your own reference; the same one twice is one top-up. Without it one is made and printed.")
+@click.option("--promo", is_flag=True, help="Promotional credit: an expense, burned before paid credit.")
+@click.option("--expires", help="When it expires: 2027-01-31 or 2027-01-31T12:00:00Z.")
+@with_config
+@with_json
+def topup(config: Config, as_json: bool, **asked: Any) -> None:
+    """Put credit into a wallet."""
+    _show(_ask(config, "top_up", asked), as_json)
+
+
+@farebox.group()
+def key() -> None:
+    """Keys: who may spend from a wallet, and how fast."""
+
+
+@key.command("create")
+@click.option("--wallet", required=True, help="Whose money it spends.")
+@click.option("--name", default="", help="A name to recognise it by.")
+@click.option("--rpm", type=int, help="Requests per minute.")
+@click.option("--tpm", type=int, help="Tokens per minute.")
+@click.option("--concurrency", type=int, help="Requests under way at once.")
+@click.option("--models", help="Comma-separated patterns such as openai/*,anthropic/claude-haiku-*.")
+@click.option("--expires", help="When it expires: 2027-01-31 or 2027-01-31T12:00:00Z.")
+@click.option("--markup-ppm", type=int, help="What it pays, in parts per million of list price.")
+@with_config
+@with_json
+def key_create(config: Config, as_json: bool, models: str | None, **asked: Any) -> None:
+    """Make a key; it is shown once."""
+    asked["models"] = [name.strip() for name in (models or "").split(",") if name.strip()]
+    _show(_ask(config, "key_create", asked), as_json)
+
+
+@key.command("list")
+@click.option("--wallet", help="Only of this wallet.")
+@with_config
+@with_json
+def key_list(config: Config, as_json: bool, wallet: str | None) -> None:
+    """List keys; never the keys themselves."""
+    columns = ("key_id", "wallet", "hint", "name", "rpm", "concurrency", "expires_at", "revoked")
+    _show(_ask(config, "key_list", {"wallet": wallet}), as_json, columns=columns)
+
+
+@key.command("revoke")
+@click.argument("key_id")
+@with_config
+@with_json
+def key_revoke(config: Config, as_json: bool, key_id: str) -> None:
+    """Revoke a key; the next request with it is refused."""
+    _show(_ask(config, "key_revoke", {"key_id": key_id}), as_json)
+
+
+@farebox.command()
+@click.option("--wallet", help="Only of this wallet.")
+@click.option("--request", help="All attempts of one request.")
+@click.option("--model", help="Only of this model.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50)
+@click.option("--cursor", help="The next_cursor of the page before.")
+@with_config
+@with_json
+def usage(config: Config, as_json: bool, **asked: Any) -> None:
+    """List usage records, newest first."""
+    columns = ("created_at", "request_id", "model", "status", "usage_source", "input_tokens", "output_tokens", "cost")
+    _show(_ask(config, "usage", asked), as_json, columns=columns)
+
+
+@farebox.command()
+@with_config
+@with_json
+def verify(config: Config, as_json: bool) -> None:
+    """Check every invariant of the books; exit status 1 names what does not hold."""
+    found = _ask(config, "verify", {})
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif found["ok"]:
+        click.echo("All invariants hold.")
+    else:
+        _table(found["findings"], ("invariant", "what", "where"))
+    sys.exit(0 if found["ok"] else 1)
+
+
+@farebox.command("doctor")
+@click.option("--base-url", help="Of the gateway; by default the one that runs on this state directory.")
+@click.option("--model", help="What to ask for the paid call; by default the cheapest that is served.")
+@with_config
+@with_json
+def doctor_command(config: Config, base_url: str | None, model: str | None, as_json: bool) -> None:
+    """Provoke a 401, 402, 404, 429 and one paid call against the running gateway, and show each answer."""
+    admin = app.running(config)
+    if admin is None:
+        raise app.Unavailable("no gateway runs on this state directory; start one with `farebox serve` or `demo`")
+    steps = doctor.examine(admin, base_url or admin.address.base_url, model)
+    if as_json:
+        click.echo(msgspec.json.encode({"ok": all(step.ok for step in steps), "steps": [s.shown() for s in steps]}))
+    else:
+        _table([step.shown() for step in steps], ("step", "ok", "expected", "status", "answer"))
+    sys.exit(0 if all(step.ok for step in steps) else 1)
+
+
+# Models and prices
+
+
+def _catalog(config: Config) -> Catalog:
+    return load_catalog(DATA, tuple(Path(file) for file in config.pricing.files))
+
+
+@farebox.command()
+@with_config
+@with_json
+def models(config: Config, as_json: bool) -> None:
+    """List the models that these settings serve, with their prices."""
+    data = [shown_model(one.model, one.price) for one in Router(_catalog(config), config).models()]
+    columns = ("id", "provider", "context_window", "max_output_tokens", "input_cost_per_1m", "output_cost_per_1m")
+    _show({"object": "list", "data": data}, as_json, columns=columns)
+
+
+@farebox.group()
+def prices() -> None:
+    """The price list."""
+
+
+@prices.command("list")
+@with_config
+@with_json
+def prices_list(config: Config, as_json: bool) -> None:
+    """List every model that has a price, served or not, at list price."""
+    catalog = _catalog(config)
+    data = [shown_model(one, catalog.price(one, PPM)) for one in catalog.models.values()]
+    columns = ("id", "context_window", "max_output_tokens", "input_cost_per_1m", "cache_read_cost_per_1m",
+               "output_cost_per_1m")  # fmt: skip
+    _show({"object": "list", "price_version": catalog.version, "data": data}, as_json, columns=columns)
+
+
+@prices.command("check")
+@with_config
+@with_json
+def prices_check(config: Config, as_json: bool) -> None:
+    """Read all price files and name what looks wrong; exit status 1 if anything does."""
+    catalog = _catalog(config)
+    problems = check(catalog, app.today())
+    if as_json:
+        click.echo(msgspec.json.encode({"ok": not problems, "price_version": catalog.version, "problems": problems}))
+    else:
+        click.echo("\n".join(problems) or f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong.")
+    sys.exit(1 if problems else 0)
+
+
+# Showing
+
+
+def _ask(config: Config, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Run an operation on the running gateway, or on the books themselves."""
+    return app.operate(config, operation, msgspec.json.encode(asked))
+
+
+def _show(answer: dict[str, Any], as_json: bool, columns: tuple[str, ...] = ()) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(answer))
+    elif columns:
+        _table(answer["data"], columns)
+    else:
+        _facts(answer)
+
+
+def _facts(answer: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False)
+    for name, value in answer.items():
+        if not isinstance(value, list):
+            table.add_row(name, _text(value))
+    out().print(table)
+    for name, value in answer.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            click.echo(f"\n{name}:")
+            _table(value, tuple(value[0]))
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in columns))
+    out().print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

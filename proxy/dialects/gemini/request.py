@@ -1,0 +1,401 @@
+"""Read and write requests of the Gemini API: what a body can cost, and what of it may travel.
+
+Model, action and framing stand in the path. The body is protobuf's JSON, in which `snake_case` is another
+correct spelling of every field (some SDKs send it), and one object may stand for an array of one: what goes
+upstream is camelCase and arrays. Both spellings at once are refused.
+
+Refused by name is what we could not bound or bill: tools that run at the provider (search, maps, code, URL
+context …), content that is stored there (`cachedContent`, uploaded files, `gs://`), service tiers, and what
+lets the provider choose another model.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from attrs import define
+
+from proxy.dialects import body as read
+from proxy.dialects.body import FieldLists, Object, bad
+from proxy.types import Ask, Measures, Offer, Path
+
+_STORED: Final = "it refers to something stored at the provider, which cannot be told apart by wallet yet."
+_TIER: Final = "only the standard tier has a price here."
+_OTHER_MODEL: Final = "it would bill another model than the one that was asked for."
+_AT_PROVIDER: Final = "it runs at the provider and bills on its own, which has no bound here yet."
+
+BODY: Final = FieldLists(
+    priced=("contents", "systemInstruction", "tools", "toolConfig", "generationConfig", "model"),
+    known=("safetySettings", "labels", "store"),
+    ours=("cache", "no_cache"),
+    forbidden={
+        "cachedContent": _STORED,
+        "continuationToken": _STORED,
+        "serviceTier": _TIER,
+        "modelArmorConfig": _AT_PROVIDER,
+    },
+    either_spelling=True,
+)
+
+COUNT: Final = FieldLists(
+    priced=(*BODY.priced, "generateContentRequest"),
+    known=BODY.known,
+    ours=BODY.ours,
+    forbidden=BODY.forbidden,
+    either_spelling=True,
+)
+
+CONTENT: Final = FieldLists(priced=("role", "parts"), either_spelling=True)
+
+PART: Final = FieldLists(
+    priced=(
+        "text",
+        "inlineData",
+        "fileData",
+        "functionCall",
+        "functionResponse",
+        "executableCode",
+        "codeExecutionResult",
+        "toolCall",
+        "toolResponse",
+        "thought",
+        "thoughtSignature",
+        "mediaResolution",
+        "mediaProcessing",
+        "videoMetadata",
+    ),
+    known=(
+        "partMetadata",
+        "audioTranscription",
+        "speechMetadata",
+        "documentMetadata",
+        "spreadsheetMetadata",
+        "audioMetadata",
+    ),
+    either_spelling=True,
+)
+
+BLOB: Final = FieldLists(priced=("mimeType", "data"), known=("displayName",), either_spelling=True)
+FILE: Final = FieldLists(priced=("mimeType", "fileUri"), known=("displayName",), either_spelling=True)
+FUNCTION_RESPONSE: Final = FieldLists(
+    priced=("id", "name", "response", "parts", "willContinue", "scheduling"), either_spelling=True
+)
+
+TOOL: Final = FieldLists(
+    priced=("functionDeclarations",),
+    forbidden=dict.fromkeys(
+        (
+            "googleSearch",
+            "googleSearchRetrieval",
+            "enterpriseWebSearch",
+            "codeExecution",
+            "urlContext",
+            "fileSearch",
+            "computerUse",
+            "googleMaps",
+            "retrieval",
+            "mcpServers",
+            "parallelAiSearch",
+            "exaAiSearch",
+        ),
+        _AT_PROVIDER,
+    ),
+    either_spelling=True,
+)
+
+GENERATION: Final = FieldLists(
+    priced=(
+        "maxOutputTokens",
+        "candidateCount",
+        "thinkingConfig",
+        "responseModalities",
+        "responseSchema",
+        "responseJsonSchema",
+        "responseFormat",
+    ),
+    known=(
+        "temperature",
+        "topP",
+        "topK",
+        "seed",
+        "stopSequences",
+        "responseMimeType",
+        "presencePenalty",
+        "frequencyPenalty",
+        "responseLogprobs",
+        "logprobs",
+        "mediaResolution",
+        "speechConfig",
+        "imageConfig",
+        "audioTimestamp",
+        "audioTranscriptionConfig",
+        "enableEnhancedCivicAnswers",
+        "enableAffectiveDialog",
+        "translationConfig",
+    ),
+    forbidden={"routingConfig": _OTHER_MODEL, "modelSelectionConfig": _OTHER_MODEL},
+    either_spelling=True,
+)
+
+THINKING: Final = FieldLists(
+    priced=("thinkingBudget", "thinkingLevel", "includeThoughts"), either_spelling=True
+)
+
+PART_TOKENS: Final = 16
+"""Added per part, for the words that the provider puts around it."""
+
+FUNCTION_TOKENS: Final = 64
+"""Added per function call, response and declaration instead: the wording around those is longer."""
+
+CANDIDATES_MAX: Final = 8
+"""The API's own bound on `candidateCount`."""
+
+
+def read_request(
+    path: Path, headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: read.BodyLimits
+) -> Ask:
+    """Read and check a request for `:generateContent`, `:streamGenerateContent` or `:countTokens`.
+
+    Raises:
+        Rejected: 400 or 413, naming the field.
+    """
+    model = read.required(path.model, "model")
+    free = path.action == "count"
+    reader = Reader(limits, model, unknown_fields)
+    fields = read.read_object(body, limits)
+    fields = reader.count_request(fields) if free else reader.request(fields, BODY, "")
+    return Ask(
+        dialect="gemini",
+        model=model,
+        stream=path.action == "stream",
+        measures=reader.measures(),
+        fields=fields,
+        free=free,
+        live_cost=headers.get("x-credits-live", "").strip().lower() in ("1", "true"),
+        gemini_array=path.action == "stream" and not path.sse,
+    )
+
+
+def write_request(ask: Ask, offer: Offer) -> bytes:
+    """Write the body that goes upstream: the ask's fields and the bound in force; the path has the model."""
+    fields: dict[str, object] = dict(ask.fields)
+    if ask.free:
+        inner = read.obj(dict(ask.fields), "generateContentRequest")
+        if inner is not None:  # the one place where a body must name the model
+            fields["generateContentRequest"] = {"model": f"models/{offer.wire_name}", **inner}
+    elif offer.output_limit is not None:
+        generation = read.obj(dict(ask.fields), "generationConfig") or {}
+        fields["generationConfig"] = {**generation, "maxOutputTokens": offer.output_limit}
+    return msgspec.json.encode(fields)
+
+
+def bare(model: str) -> str:
+    """A model's name without the collection that it may stand in."""
+    return model.removeprefix("models/")
+
+
+@define(eq=False)
+class Reader:
+    """Walks through a body, adds up what it can cost, and gives back what was walked, encoded again.
+
+    Attributes:
+        model: as the path names it; a body that names another is refused.
+        unknown_fields: what happens to top-level fields that are on no list.
+    """
+
+    limits: read.BodyLimits
+    model: str
+    unknown_fields: str
+    text_bytes: int = 0
+    messages: int = 0
+    tools: int = 0
+    images: int = 0
+    audio_bytes: int = 0
+    unbounded: bool = False
+    output: int | None = None
+    choices: int = 1
+    reasoning: bool | None = None
+    audio_output: bool = False
+    image_output: bool = False
+
+    def measures(self) -> Measures:
+        """What was added up, as the bounds are made from it."""
+        return Measures(
+            text_bytes=self.text_bytes,
+            messages=self.messages,
+            tools=self.tools,
+            images=self.images,
+            audio_bytes=self.audio_bytes,
+            unbounded=self.unbounded,
+            output=self.output,
+            choices=self.choices,
+            reasoning=self.reasoning,
+            audio_output=self.audio_output,
+            image_output=self.image_output,
+        )
+
+    def count_request(self, fields: Object) -> Object:
+        """Walk through a body of `:countTokens`: contents, or a whole request to count."""
+        fields = COUNT.admit(fields, self.unknown_fields)
+        inner = read.obj(fields, "generateContentRequest")
+        if inner is None:
+            return self.request(fields, COUNT, "")
+        if not read.is_null(fields.get("contents")):
+            raise bad("contents and generateContentRequest exclude each other.", "generateContentRequest")
+        request = self.request(inner, BODY, "generateContentRequest.")
+        return {**fields, "generateContentRequest": read.encode(request)}
+
+    def request(self, fields: Object, lists: FieldLists, at: str) -> Object:
+        """Walk through a request."""
+        fields = dict(lists.admit(fields, self.unknown_fields, at))
+        named = read.string(fields, "model", at)
+        if named is not None and bare(named) != bare(self.model):
+            raise bad(f"{at}model is {named[:64]}, but the path names {self.model[:64]}.", f"{at}model")
+        fields.pop("model", None)
+        if read.is_null(fields.get("contents")):
+            raise bad(f"{at}contents is required.", f"{at}contents")
+        fields["contents"] = self._each(
+            fields["contents"], f"{at}contents", self._content, self.limits.messages_max
+        )
+        for name, walk in (
+            ("systemInstruction", self._content),
+            ("generationConfig", self._generation),
+        ):
+            if not read.is_null(fields.get(name)):
+                fields[name] = read.encode(walk(read.as_object(fields[name], f"{at}{name}"), f"{at}{name}."))
+        if not read.is_null(fields.get("tools")):
+            fields["tools"] = self._each(fields["tools"], f"{at}tools", self._tool, self.limits.tools_max)
+        if (choice := fields.get("toolConfig")) is not None:
+            self.text_bytes += read.size(choice)
+        return fields
+
+    def _each(
+        self,
+        raw: msgspec.Raw,
+        param: str,
+        walk: Callable[[Object, str], Object],
+        items_max: int | None = None,
+    ) -> msgspec.Raw:
+        """Walk through an array of objects, or one object in place of an array of one."""
+        if read.is_object(raw):
+            return read.encode([walk(read.as_object(raw, param), f"{param}.")])
+        name = param.rpartition(".")[2]
+        items = read.objects({name: raw}, name, param.removesuffix(name), items_max=items_max) or []
+        return read.encode([walk(item, f"{param}[{index}].") for index, item in enumerate(items)])
+
+    def _content(self, content: Object, at: str) -> Object:
+        content = dict(CONTENT.admit(content, "pass", at))
+        read.string(content, "role", at)
+        self.messages += 1
+        if not read.is_null(content.get("parts")):
+            content["parts"] = self._each(content["parts"], f"{at}parts", self._part)
+        return content
+
+    def _part(self, part: Object, at: str) -> Object:
+        part = dict(PART.admit(part, "pass", at))
+        self.text_bytes += PART_TOKENS
+        for name, raw in part.items():
+            if read.is_null(raw):
+                continue
+            param = f"{at}{name}"
+            if name == "text":
+                self.text_bytes += read.text_size(raw, param)
+            elif name == "inlineData":
+                part[name] = read.encode(self._blob(read.as_object(raw, param), f"{param}."))
+            elif name == "fileData":
+                part[name] = read.encode(self._file(read.as_object(raw, param), f"{param}."))
+            elif name == "functionResponse":
+                part[name] = read.encode(self._function_response(read.as_object(raw, param), f"{param}."))
+            else:
+                self.text_bytes += read.size(raw) + (FUNCTION_TOKENS if name == "functionCall" else 0)
+                # A kind of part that we have never heard of may fill the context window.
+                self.unbounded |= name not in PART.priced and name not in PART.known
+        return part
+
+    def _blob(self, blob: Object, at: str) -> Object:
+        """Media within the body."""
+        blob = BLOB.admit(blob, "pass", at)
+        kind = (read.string(blob, "mimeType", at) or "").lower()
+        data = read.required(blob.get("data"), f"{at}data")
+        if not read.is_string(data):
+            raise bad(f"{at}data must be a string, not {read.shown(data)}.", f"{at}data")
+        if kind.startswith("image/"):
+            self.images += 1
+        elif kind.startswith("audio/"):
+            self.audio_bytes += read.size(data) * 3 // 4
+        elif kind.startswith("text/"):
+            self.text_bytes += read.size(data)
+        else:  # a PDF has as many pages as it likes, a film as many frames
+            self.unbounded = True
+        return blob
+
+    def _file(self, file: Object, at: str) -> Object:
+        """Media elsewhere: on the web it may be anything; at the provider it may be another customer's."""
+        file = FILE.admit(file, "pass", at)
+        uri = read.required(read.string(file, "fileUri", at), f"{at}fileUri")
+        if not _is_public(uri):
+            raise bad(f"{at}fileUri is not offered: {_STORED}", f"{at}fileUri")
+        self.unbounded = True
+        return file
+
+    def _function_response(self, response: Object, at: str) -> Object:
+        response = dict(FUNCTION_RESPONSE.admit(response, "pass", at))
+        self.text_bytes += FUNCTION_TOKENS
+        for name, raw in response.items():
+            if name == "parts" and not read.is_null(raw):
+                response[name] = self._each(raw, f"{at}parts", self._part)
+            else:
+                self.text_bytes += read.size(raw)
+        return response
+
+    def _tool(self, tool: Object, at: str) -> Object:
+        # Whatever else a tool may be runs at the provider: unknown kinds are refused whatever is configured.
+        tool = dict(TOOL.admit(tool, "refuse", at))
+        declarations = tool.get("functionDeclarations")
+        if declarations is not None and not read.is_null(declarations):
+            if read.is_object(declarations):
+                tool["functionDeclarations"] = declarations = read.encode([declarations])
+            count = len(read.array(tool, "functionDeclarations", at, items_max=self.limits.tools_max) or ())
+            self.tools += count
+            self.text_bytes += read.size(declarations) + count * FUNCTION_TOKENS
+        return tool
+
+    def _generation(self, config: Object, at: str) -> Object:
+        config = dict(GENERATION.admit(config, "pass", at))
+        self.output = read.integer(config, "maxOutputTokens", at, low=1)
+        self.choices = read.integer(config, "candidateCount", at, low=1, high=CANDIDATES_MAX) or 1
+        thinking = read.obj(config, "thinkingConfig", at)
+        if thinking is not None:
+            config["thinkingConfig"] = read.encode(self._thinking(thinking, f"{at}thinkingConfig."))
+        modalities = {word.upper() for word in read.strings(config, "responseModalities", at) or ()}
+        self.audio_output = "AUDIO" in modalities
+        self.image_output = "IMAGE" in modalities
+        if not modalities <= {"MODALITY_UNSPECIFIED", "TEXT", "IMAGE", "AUDIO"}:
+            raise bad(f"{at}responseModalities may hold TEXT, IMAGE and AUDIO.", f"{at}responseModalities")
+        for name in ("responseSchema", "responseJsonSchema", "responseFormat"):  # part of the prompt
+            if (schema := config.get(name)) is not None:
+                self.text_bytes += read.size(schema)
+        return config
+
+    def _thinking(self, thinking: Object, at: str) -> Object:
+        thinking = THINKING.admit(thinking, "pass", at)
+        budget = read.integer(thinking, "thinkingBudget", at, low=-1)
+        level = read.string(thinking, "thinkingLevel", at)
+        if budget is not None:
+            self.reasoning = budget != 0
+        elif level is not None:
+            self.reasoning = True
+        return thinking
+
+
+def _is_public(uri: str) -> bool:
+    """Whether a URI leads to the open web, rather than to what the provider keeps for its customers."""
+    try:
+        parts = urlsplit(uri.strip())
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https") and bool(host) and not host.rstrip(".").endswith("googleapis.com")
+    )

@@ -1,0 +1,268 @@
+"""Watch Gemini's streams and answers go by: usage, errors, where content begins and where the end does.
+
+A stream is a row of responses, each with a piece of content and a running total of usage. Nothing says that
+it is over but a `finishReason` on every candidate (or a `blockReason` on the prompt) and the close of the
+connection. Every response is looked at: the usage is in all of them, they are few and large, and all but a
+handful of fields are skipped over without being built.
+
+An error may come as an event, or as bare JSON behind the last event.
+"""
+
+from typing import Any, Final
+
+import msgspec
+from attrs import define, field
+
+from accounting.records import Receipt
+from proxy.dialects.body import encode
+from proxy.dialects.gemini import errors
+from proxy.dialects.gemini.usage import RunningUsage
+from proxy.dialects.passthrough import Passthrough, rewritten, take_apart, truncated, with_cost
+from proxy.dialects.sse import Framer, data_of, frames
+from proxy.errors import Kind, StreamBroken
+from proxy.types import MeterLike
+
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Candidate(msgspec.Struct):
+    index: Any = 0
+    content: msgspec.Raw = msgspec.Raw(b"")
+    finishReason: Any = None  # noqa: N815 - its name on the wire
+
+
+class _Response(msgspec.Struct):
+    """The part of a response that decides anything; the rest is skipped over."""
+
+    candidates: list[_Candidate] | None = None
+    usageMetadata: Any = None  # noqa: N815
+    promptFeedback: Any = None  # noqa: N815
+    error: Any = None
+
+
+_responses: Final = msgspec.json.Decoder(_Response)
+
+
+@define(eq=False)
+class Tap:
+    """What is known about a stream so far; a `passthrough.Tap`.
+
+    Attributes:
+        choices: how many candidates were asked for. Only that many make an end at once; where the provider
+            sends fewer, the close of its connection does.
+        ended: every candidate is finished, and what was used is told.
+    """
+
+    _meter: MeterLike
+    _choices: int = 1
+    ended: bool = field(default=False, init=False)
+    _usage: RunningUsage = field(factory=RunningUsage, init=False)
+    _finished: dict[int, bool] = field(factory=dict, init=False)
+    _blocked: bool = field(default=False, init=False)
+    _broken: StreamBroken | None = field(default=None, init=False)
+
+    def look(self, block: bytes) -> tuple[bytes, bytes]:
+        """Look at whole frames: meter them, and say from where on they are the end.
+
+        Raises:
+            StreamBroken: the block begins with an error.
+        """
+        position = 0
+        end: int | None = None
+        told = False
+        for frame in frames(block):
+            try:
+                told |= self._frame(frame)
+            except StreamBroken as broken:
+                if position == 0:
+                    raise
+                self._broken, self.ended = broken, True
+                block = block[:position]
+                break
+            if end is None and self._is_over:
+                end = position
+            position += len(frame)
+        if told:
+            self._report()
+        return (block, b"") if end is None else (block[:end], block[end:])
+
+    def finish(self, rest: bytes) -> bytes:
+        """The provider's bytes are over: see that they came to their end.
+
+        Raises:
+            StreamBroken: they broke off, or ended with an error.
+        """
+        last = b""
+        if self._broken is None and rest.strip():
+            if self._is_over and not errors.is_error(rest):
+                rest = b""  # a torn frame behind the end takes nothing from the answer
+            else:
+                last = self._last_frame(rest)
+        if self._broken is not None:
+            raise self._broken
+        if not self._is_over:
+            raise truncated()
+        return last
+
+    def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
+        """The withheld end, with the cost in its last report of usage."""
+        if receipt is None or receipt.record is None:
+            return withheld
+        parts = frames(withheld)
+        for index in range(len(parts) - 1, -1, -1):
+            response = take_apart(parts[index])
+            if response is not None and bytes(response.get("usageMetadata", b""))[:1] == b"{":
+                usage = msgspec.json.decode(response["usageMetadata"], type=dict[str, msgspec.Raw])
+                response["usageMetadata"] = encode(with_cost(usage, receipt))
+                parts[index] = rewritten(parts[index], response)
+                break
+        return b"".join(parts)
+
+    def _last_frame(self, rest: bytes) -> bytes:
+        """A frame that lacks its blank line: whole, torn, or an error, which never has one."""
+        try:
+            return b"".join(self.look(rest.rstrip(b"\r\n") + b"\r\n\r\n"))
+        except _NotAResponse:
+            raise truncated() from None
+
+    @property
+    def _is_over(self) -> bool:
+        return self._blocked or (bool(self._finished) and all(self._finished.values()))
+
+    def _frame(self, frame: bytes) -> bool:
+        """Take in one frame; true if it reports usage."""
+        data = data_of(frame)
+        if not data:
+            if frame.strip() and frame.lstrip()[:1] in (b"{", b"["):  # bare JSON: only errors come so
+                raise errors.broken(frame)
+            return False
+        response = _read(data)
+        if response is None:
+            raise _NotAResponse
+        if response.error is not None:
+            raise errors.broken(data)
+        content = 0
+        for candidate in response.candidates or ():
+            finished = candidate.finishReason is not None
+            index = candidate.index if isinstance(candidate.index, int) else 0
+            self._finished[index] = finished or self._finished.get(index, False)
+            content += len(memoryview(candidate.content))
+        if content:
+            self._meter.saw(1, content)
+        self._blocked |= _is_blocked(response)
+        self._usage.take(response.usageMetadata)
+        told = isinstance(response.usageMetadata, dict)
+        # A report that follows the last piece of content is worth waiting for; the close would end that, too.
+        self.ended |= told and self._is_over and (self._blocked or len(self._finished) >= self._choices)
+        return told
+
+    def _report(self) -> None:
+        reported = self._usage.reported(final=self._is_over)
+        if reported is not None:
+            self._meter.report(reported)
+
+
+class _NotAResponse(StreamBroken):
+    """A frame cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__(Kind.UPSTREAM_ERROR, "The provider sent an event that is not a response.")
+
+
+@define(eq=False)
+class Elements:
+    """A `types.Translator` that gives a stream as one JSON array, an element per response.
+
+    Every element but the last is followed by its comma at once. The last is always withheld, so whatever ends
+    the array (it, or an error) needs no comma before it.
+    """
+
+    _stream: Passthrough
+    _begun: bool = field(default=False, init=False)
+
+    @property
+    def ended(self) -> bool:
+        """The provider's terminal event was seen; what is left of its bytes does not matter."""
+        return self._stream.ended
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes as they were read; give whole elements.
+
+        Raises:
+            StreamBroken: the provider reported an error, or broke the framing.
+        """
+        opening = b"" if self._begun else b"["
+        self._begun = True
+        elements = _elements(self._stream.feed(chunk))
+        return opening + b"".join(element + b"\n,\n" for element in elements)
+
+    def finish(self) -> None:
+        """The provider's bytes are over.
+
+        Raises:
+            StreamBroken: they ended too early.
+        """
+        self._stream.finish()
+
+    def end(self, receipt: Receipt | None) -> bytes:
+        """The withheld elements, with the cost in the last, and the end of the array."""
+        opening = b"" if self._begun else b"["
+        return opening + b"\n,\n".join(_elements(self._stream.end(receipt))) + b"\n]\n"
+
+
+def _elements(block: bytes) -> list[bytes]:
+    return [data for frame in frames(block) if (data := data_of(frame))]
+
+
+@define(eq=False)
+class Prelude:
+    """Waits for the first content: until then another account could still answer."""
+
+    _framer: Framer
+
+    def feed(self, chunk: bytes) -> bool:
+        """True once content has begun.
+
+        Raises:
+            UpstreamFailed: the stream began with an error.
+        """
+        for frame in frames(self._framer.feed(chunk)):
+            data = data_of(frame) or frame.strip()
+            if errors.is_error(data):
+                raise errors.failed(data)
+            response = _read(data) if data.startswith(b"{") else None
+            if response is not None and (response.candidates or response.promptFeedback is not None):
+                return True
+        if errors.is_error(self._framer.rest):  # bare JSON, which no blank line ends
+            raise errors.failed(self._framer.rest)
+        return False
+
+
+def read_body(body: bytes, meter: MeterLike) -> None:
+    """Look at an answer in one piece.
+
+    Raises:
+        StreamBroken: it is cut off, or an error in spite of its status.
+    """
+    response = _read(body)
+    if response is None:
+        raise truncated()
+    if response.error is not None:
+        raise errors.broken(body)
+    usage = RunningUsage()
+    usage.take(response.usageMetadata)
+    reported = usage.reported(final=True)
+    if reported is not None:
+        meter.report(reported)
+
+
+def _read(data: bytes) -> _Response | None:
+    try:
+        return _responses.decode(data)
+    except _UNDECODABLE:
+        return None
+
+
+def _is_blocked(response: _Response) -> bool:
+    feedback = response.promptFeedback
+    return isinstance(feedback, dict) and feedback.get("blockReason") is not None

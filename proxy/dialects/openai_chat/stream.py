@@ -1,0 +1,344 @@
+"""Look at OpenAI's answers going by: where the usage stands, where the end begins, what is an error.
+
+A relayed block costs a few searches at the speed of C; only frames with usage or an error are decoded. That
+is safe because inside a JSON string every quote is escaped: `"usage":{` or `"error"` can only be structure,
+and `data: [DONE]` at the start of a line only framing, whatever the model writes.
+
+Servers that call themselves compatible differ in where they put the usage: in a last frame without choices
+(OpenAI), in the frame with the finish reason, or as a running total in every frame. What is withheld begins
+with the first frame after which no content can come: usage once every choice has finished, or `[DONE]`.
+
+Some of them also leave out `[DONE]`. A stream that stops after such a last report of usage is complete, and
+gets its `[DONE]` here; every other one is truncated.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+from attrs import define, evolve, field
+
+from accounting.records import Receipt
+from pricing.usage import Reported
+from proxy.dialects.body import Object, encode
+from proxy.dialects.openai_chat.errors import Said, said, said_by
+from proxy.dialects.openai_chat.usage import read_usage
+from proxy.dialects.passthrough import reported, rewritten, take_apart, truncated, with_cost
+from proxy.dialects.sse import Framer, count_data_lines, data_of, frame_at, frames, last_border
+from proxy.errors import Kind, StreamBroken, UpstreamFailed
+from proxy.types import Ask, MeterLike
+
+DONE: Final = b"data: [DONE]\n\n"
+
+PRELUDE_BYTES_MAX: Final = 2**16
+"""So much may come before the first content; no provider is known to send more than a few hundred bytes."""
+
+_SPECIAL: Final = (b'"usage":{', b'"usage": {', b'"error"', b"[DONE]")
+_CHOICES: Final = (b'"choices":[', b'"choices": [')
+_FINISHED: Final = (b'"finish_reason":"', b'"finish_reason": "')
+
+# What stands around the content of an ordinary frame: all up to the text, and all nulls behind it.
+_HEAD: Final = re.compile(rb'\A.*?"delta": ?(?:\{"\w+": ?")?', re.DOTALL)
+_TAIL: Final = re.compile(
+    rb'\}, ?"(?:logprobs|finish_reason)": ?null'
+    rb'(?:[,\]} ]+"(?:finish_reason|logprobs|native_finish_reason|stop_reason|index|usage)": ?(?:null|\d))*'
+    rb'(?:[,\]} ]+"obfuscation": ?")?'
+)
+
+ABOUT_THE_ACCOUNT: Final = frozenset(
+    {
+        "401", "402", "403", "429", "503", "529", "access_terminated", "account_deactivated",
+        "authentication_error", "billing_hard_limit_reached", "billing_not_active", "insufficient_quota",
+        "invalid_api_key", "overloaded", "overloaded_error", "permission_denied", "rate_limit_error",
+        "rate_limit_exceeded", "requests", "server_overloaded", "slow_down", "tokens", "unavailable",
+    }
+)  # fmt: skip
+"""Codes and types that say that this account, or the whole provider, takes no requests now."""
+
+ABOUT_THE_REQUEST: Final = frozenset(
+    {
+        "400", "413", "422", "bad_request", "content_filter", "content_policy_violation",
+        "context_length_exceeded", "invalid_argument", "invalid_prompt", "invalid_request_error",
+    }
+)  # fmt: skip
+"""Those that another account would say, too."""
+
+
+@define(eq=False)
+class StreamTap:
+    """The tap of a chat completion stream (`passthrough.Tap`).
+
+    Attributes:
+        ended: `[DONE]` was seen, or an error that is raised by `finish`.
+    """
+
+    _ask: Ask
+    _meter: MeterLike
+    ended: bool = field(default=False, init=False)
+    _reported: Reported | None = field(default=None, init=False)
+    _failure: StreamBroken | None = field(default=None, init=False)
+    _finished: int = field(default=0, init=False)
+    _last_word: bool = field(default=False, init=False)
+    _usual: bool | None = field(default=None, init=False)
+    _head: bytes = field(default=b"", init=False)
+    _tail: bytes = field(default=b"", init=False)
+
+    def look(self, block: bytes) -> tuple[bytes, bytes]:
+        """Relay a block of whole frames, but for the end."""
+        start = self._first_special(block)
+        if start < 0:
+            self._saw(block)
+            return block, b""
+        self._saw(block[:start])
+        relay, end = [block[:start]], list[bytes]()
+        for frame in frames(block[start:]):
+            shown = self._take_in(frame)
+            if self._failure is not None:
+                return self._break_off(b"".join(relay)), b""
+            (end if self._last_word or self.ended else relay).append(shown)
+            if self.ended:
+                break
+        return b"".join(relay), b"".join(end)
+
+    def finish(self, rest: bytes) -> bytes:
+        """Raise what was reported, or say whether the stream was whole."""
+        if self._failure is not None:
+            raise self._failure
+        if self.ended:
+            return b""
+        rest = rest.strip()
+        if (not rest and self._last_word) or data_of(rest) == b"[DONE]":  # only its blank line is missing
+            self._conclude()
+            return DONE
+        raise _broken_by(rest)
+
+    def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
+        """The end: usage without choices only for those who asked for it, the cost in the last report."""
+        end: list[bytes] = []
+        costed = False
+        for frame in reversed(frames(withheld)):
+            fields = take_apart(frame) if b'"usage"' in frame else None
+            usage = None if fields is None else _object(fields.get("usage"))
+            if fields is None or usage is None:
+                end.append(frame)
+            elif _choices(fields) or self._ask.usage_wanted:
+                report = usage if costed else with_cost(usage, receipt)
+                end.append(rewritten(frame, {**fields, "usage": encode(report)}))
+                costed = True
+        return b"".join(reversed(end))
+
+    def _first_special(self, block: bytes) -> int:
+        """Where the first frame begins that has to be looked at; -1 where all is plain content."""
+        if self._usual is None and count_data_lines(block):
+            # A server that writes its JSON with other spaces than all others do gets every frame looked at.
+            self._usual = any(choices in block for choices in _CHOICES)
+        if self._usual is False:
+            return 0
+        # From the end, because the search from the left is four times slower in text that is full of quotes.
+        found = [needle for needle in _SPECIAL if block.rfind(needle) >= 0]
+        return last_border(block, 0, min(block.find(needle) for needle in found)) if found else -1
+
+    def _take_in(self, frame: bytes) -> bytes:
+        """Take in one frame; give it back, or nothing where it is not for this caller."""
+        data = data_of(frame)
+        if data == b"[DONE]":
+            self._conclude()
+            return frame
+        fields = take_apart(frame) if b'"usage"' in frame or b'"error"' in frame else None
+        if fields is None:
+            self._saw(frame)
+            return frame
+        if error := _decoded(fields.get("error")):
+            words = said(error) if isinstance(error, dict) else Said(str(error))
+            self._failure = reported(words.message, words.code or words.type)
+            return b""
+        choices = _choices(fields)
+        if choices:
+            self._saw(frame)
+        usage = _usage_of(fields)
+        if usage is None:
+            return frame
+        over = self._finished >= self._ask.measures.choices
+        report = read_usage(usage, tier=_decoded(fields.get("service_tier")), final=over)
+        if report is not None:
+            self._reported = report
+            self._meter.report(report)
+            self._last_word = self._last_word or over
+        return frame if choices or over or self._ask.usage_wanted else b""
+
+    def _conclude(self) -> None:
+        """The stream is whole: the newest report is the provider's last word."""
+        self.ended = True
+        if self._reported is not None and not self._reported.final:
+            self._reported = evolve(self._reported, final=True)
+            self._meter.report(self._reported)
+
+    def _break_off(self, relay: bytes) -> bytes:
+        """Give what came before an error; the error is raised now, or by `finish` if there is anything."""
+        if not relay and self._failure is not None:
+            raise self._failure
+        self.ended = True
+        return relay
+
+    def _saw(self, part: bytes) -> None:
+        """Count content: its frames, and an upper bound of its bytes.
+
+        What stands around the content is nearly the same in every frame of an answer. It is learned from one
+        frame and taken off wherever it comes again; both pieces hold unescaped quotes, so neither can be
+        found inside content.
+        """
+        count = count_data_lines(part)
+        if not count:
+            return
+        for finished in _FINISHED:
+            if part.rfind(finished) >= 0:
+                self._finished += part.count(finished) - part.count(finished + b'"')  # "" says nothing
+        heads = part.count(self._head) if self._head else 0
+        if not heads:
+            self._learn(part)
+            heads = part.count(self._head) if self._head else 0
+        size = len(part) - heads * len(self._head)
+        if self._tail:
+            size -= part.count(self._tail) * len(self._tail)
+        self._meter.saw(count, size)
+
+    def _learn(self, part: bytes) -> None:
+        """Learn what stands before and behind the content from the last frame that has a delta."""
+        start, end = frame_at(part, max(part.rfind(b'"delta":'), 0))
+        frame = part[start:end]
+        head = _HEAD.match(frame)
+        if head is None:  # there is none
+            return
+        tail = _TAIL.search(frame, head.end())
+        self._head = head.group()
+        self._tail = tail.group() if tail is not None and tail.group() not in self._head else b""
+
+
+@define(eq=False)
+class StreamPrelude:
+    """Waits for the first frame that carries content (`types.Prelude`).
+
+    Before it there may be comments, Azure's filter results, and a delta that only says who speaks. An error
+    there is as good as an error status: another account may still answer.
+    """
+
+    _framer: Framer = field(factory=lambda: Framer(2 * PRELUDE_BYTES_MAX), init=False)
+    _size: int = field(default=0, init=False)
+
+    def feed(self, chunk: bytes) -> bool:
+        """True once content has begun or the answer is over.
+
+        Raises:
+            UpstreamFailed: the stream began with an error, or is none.
+        """
+        self._size += len(chunk)
+        if self._size > PRELUDE_BYTES_MAX:
+            return True
+        block = self._framer.feed(chunk)
+        if any(_is_content(frame) for frame in frames(block)):
+            return True
+        _check_is_stream(self._framer.rest)
+        return False
+
+
+def read_body(body: bytes, meter: MeterLike) -> None:
+    """Read the usage of an answer in one piece.
+
+    Raises:
+        StreamBroken: it is not one whole JSON object, or an error under status 200.
+    """
+    try:
+        fields: Object = msgspec.json.decode(body, type=Object)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise truncated() from None
+    error = _decoded(fields.get("error"))
+    if error:
+        words = said(error) if isinstance(error, dict) else Said(str(error))
+        raise reported(words.message, words.code or words.type)
+    usage = _usage_of(fields)
+    report = None
+    if usage is not None:
+        report = read_usage(usage, tier=_decoded(fields.get("service_tier")), final=True)
+    if report is not None:
+        meter.report(report)
+
+
+def _is_content(frame: bytes) -> bool:
+    """Whether a frame of the prelude is content already (or the end, or nothing that we know)."""
+    data = data_of(frame)
+    if not data:
+        return False
+    fields = take_apart(frame)
+    if fields is None or data == b"[DONE]":
+        return True
+    if error := _decoded(fields.get("error")):
+        raise _failed(said(error) if isinstance(error, dict) else Said(str(error)))
+    return _usage_of(fields) is not None or any(_says_something(choice) for choice in _choices(fields))
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if choice.get("finish_reason") or not isinstance(delta, dict):
+        return True
+    return any(value for name, value in delta.items() if name != "role")
+
+
+def _check_is_stream(rest: bytes) -> None:
+    """Refuse an answer that is no stream of events: an error in plain JSON, a page of HTML."""
+    start = rest.lstrip()[:1]
+    if start in (b"{", b"["):
+        error = said_by(_decoded(msgspec.Raw(rest)))
+        if error is not None:
+            raise _failed(error)
+    if start in (b"{", b"[", b"<"):
+        raise UpstreamFailed(
+            Kind.UPSTREAM_ERROR, "The provider did not answer with a stream.", try_another=True
+        )
+
+
+def _failed(error: Said) -> UpstreamFailed:
+    """An error before any content. Its sentence is scrubbed where the account is known."""
+    named = {(error.code or "").lower(), (error.type or "").lower()}
+    if not named.isdisjoint(ABOUT_THE_ACCOUNT):
+        return UpstreamFailed(
+            Kind.NO_HEALTHY_UPSTREAM, "The provider takes no more requests for now.", try_another=True
+        )
+    message = error.message or "The provider failed before it began to answer."
+    if not named.isdisjoint(ABOUT_THE_REQUEST):
+        return UpstreamFailed(Kind.REFUSED_UPSTREAM, message, try_another=False, param=error.param)
+    return UpstreamFailed(Kind.UPSTREAM_ERROR, message, try_another=True)
+
+
+def _broken_by(rest: bytes) -> StreamBroken:
+    """What an unfinished stream ended with: an error in plain JSON behind the events, or nothing at all."""
+    words = said_by(_decoded(msgspec.Raw(data_of(rest) or rest)))
+    return truncated() if words is None else reported(words.message, words.code or words.type)
+
+
+def _usage_of(fields: Object) -> dict[str, Any] | None:
+    """The usage of a frame or body; Groq also has it one level deeper."""
+    usage = _decoded(fields.get("usage"))
+    if usage is None and "x_groq" in fields:
+        groq = _decoded(fields["x_groq"])
+        usage = groq.get("usage") if isinstance(groq, dict) else None
+    return usage if isinstance(usage, dict) else None
+
+
+def _choices(fields: Object) -> list[dict[str, Any]]:
+    choices = _decoded(fields.get("choices"))
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _object(raw: msgspec.Raw | None) -> Object | None:
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=Object)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _decoded(raw: msgspec.Raw | None) -> Any:
+    """A provider's value, or `None` for what is missing, null or no JSON."""
+    try:
+        return None if raw is None else msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None

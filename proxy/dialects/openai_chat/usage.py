@@ -1,0 +1,99 @@
+"""OpenAI's usage reports as disjoint buckets.
+
+`prompt_tokens` includes what was cached, written to a cache, audio and images; `completion_tokens` includes
+reasoning, audio and rejected predictions. A report that contradicts itself never bills more than its own two
+sums: parts are cut down to what is left of them, and the record says so.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import define, field
+
+from pricing.usage import Reported, Usage
+from proxy.dialects.counters import Counters, flag
+
+KNOWN: Final = frozenset(
+    {
+        "prompt_tokens", "completion_tokens", "total_tokens",
+        "prompt_tokens_details", "completion_tokens_details",
+        "cached_tokens", "prompt_cache_hit_tokens", "prompt_cache_miss_tokens",
+        "cost", "cost_details", "is_byok", "queue_time", "prompt_time", "completion_time", "total_time",
+    }
+)  # fmt: skip
+"""With the counters of compatible servers that say nothing new about the bill."""
+
+KNOWN_PROMPT: Final = frozenset(
+    {"cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens"}
+)
+KNOWN_COMPLETION: Final = frozenset(
+    {
+        "reasoning_tokens", "audio_tokens", "image_tokens", "text_tokens", "accepted_prediction_tokens",
+        "rejected_prediction_tokens",
+    }
+)  # fmt: skip
+
+STANDARD_TIERS: Final = ("", "default")
+"""Echoed service tiers that the price knows."""
+
+
+def read_usage(usage: Mapping[str, Any], *, tier: object = None, final: bool) -> Reported | None:
+    """Convert one report.
+
+    Args:
+        usage: the decoded `usage` object.
+        tier: the `service_tier` that came with it.
+        final: whether it is the provider's last word.
+
+    Returns:
+        `None` where it does not even say how much was read and written: that is no report.
+    """
+    counters = Counters(usage)
+    prompt, completion = counters.count("prompt_tokens"), counters.count("completion_tokens")
+    total = counters.count("total_tokens")
+    if total is not None:
+        prompt = max(total - completion, 0) if prompt is None and completion is not None else prompt
+        completion = max(total - prompt, 0) if completion is None and prompt is not None else completion
+    if prompt is None or completion is None:
+        return None
+    if total is not None and total != prompt + completion:
+        counters.flags.add("total_mismatch")
+    read = _Parts(prompt, counters.inner("prompt_tokens_details"))
+    cached = read.take(
+        "cached_tokens", counters.count("cached_tokens"), counters.count("prompt_cache_hit_tokens")
+    )
+    written = _Parts(completion, counters.inner("completion_tokens_details"))
+    leg = Usage(
+        cache_read=cached,
+        cache_write_5m=read.take("cache_write_tokens"),
+        audio_input=read.take("audio_tokens"),
+        image_input=read.take("image_tokens"),
+        input=read.left,
+        audio_output=written.take("audio_tokens"),
+        image_output=written.take("image_tokens"),
+        output=written.left,
+        reasoning=written.take("reasoning_tokens"),
+        requests=1,
+    )
+    counters.unknown(KNOWN)
+    read.details.unknown(KNOWN_PROMPT)
+    written.details.unknown(KNOWN_COMPLETION)
+    Counters({"tier": tier}, counters.flags).mode("tier", "tier", STANDARD_TIERS)
+    return Reported((leg,), final=final, flags=frozenset(counters.flags))
+
+
+@define(eq=False)
+class _Parts:
+    """A sum, and the parts that are taken out of it; never more than it holds."""
+
+    left: int
+    details: Counters = field(repr=False)
+
+    def take(self, name: str, *others: int | None) -> int:
+        """Take out a part: by its name in the details, or else by what others say."""
+        stated = next((count for count in (self.details.count(name), *others) if count is not None), 0)
+        if stated > self.left:
+            self.details.flags.add(flag("contradiction", name))
+            stated = self.left
+        self.left -= stated
+        return stated

@@ -1,0 +1,277 @@
+"""The same dialect on both sides: bytes are relayed as they are, a tap looks at them, the end is withheld.
+
+Streams: whole frames go on byte for byte, as many in one piece as one read brought. What a dialect knows
+about its streams is a Tap: it is shown every block of whole frames, feeds the meter, and says from where on
+the block is the end. That, and all that follows, waits here until the books are durable: `end(receipt)`
+gives it, and there the tap may add what the answer cost.
+
+Other bodies: withheld whole while they are small, so that a broken one can still become an error and the
+cost can stand in a header; of large ones the last part.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+from attrs import define, field
+
+from accounting.records import Receipt
+from pricing.money import Pico, micro_up, show
+from proxy.dialects.body import Object, encode
+from proxy.dialects.sse import Framer, data_of
+from proxy.errors import Kind, StreamBroken
+from proxy.types import MeterLike
+
+BODY_WITHHELD_MAX: Final = 2**20
+"""Bodies up to that size are withheld whole: what clients get from a model in one piece nearly always is."""
+
+BODY_TAIL: Final = 2**16
+"""Of larger ones so much is withheld. More than any report of usage, so no client has a whole body early."""
+
+BODY_BYTES_MAX: Final = 2**26
+"""No answer in one piece is larger: it is kept until its end, because its usage can stand anywhere."""
+
+MESSAGE_MAX: Final = 500
+"""So much of a provider's own sentence is passed on."""
+
+_FIRST_OBJECT: Final = re.compile(rb"^data: ?\{(?=\")", re.MULTILINE)
+
+_PRIVATE: Final = re.compile(
+    r"\b(?:org|proj|acct|user|key|workspace|wrkspc)[-_][A-Za-z0-9]{6,}"
+    r"|\b(?:sk|pk|rk|gsk|xai)-[\w-]{8,}"
+    r"|\bAIza[\w-]{10,}"
+    r"|\bprojects?[ /:=]+[\"']?[\w-]*\d[\w-]*"
+    r"|(?i:\bbearer +\S+)"
+    r"|\b[\w.+-]+@[\w-]+\.[\w.]+"
+    r"|https?://\S+",
+    re.ASCII,
+)
+
+
+class Tap(Protocol):
+    """What one dialect knows about its own streams. Has state: one per answer."""
+
+    @property
+    def ended(self) -> bool:
+        """The terminal event was seen, or an error that `finish` is going to raise."""
+        ...
+
+    def look(self, block: bytes) -> tuple[bytes, bytes]:
+        """Look at one or more whole frames and show the meter what they say.
+
+        Returns:
+            What is to be relayed now, and what is to be withheld. Mostly `(block, b"")`; from the first
+            block with a withheld part on, the Passthrough withholds everything, and only the metering
+            counts. A block may be rewritten here, where the dialect has to (a JSON array in place of
+            events).
+
+        Raises:
+            StreamBroken: the provider reported an error. Where good frames stand before it, give those, be
+                `ended`, and raise it from `finish`: the client should have them.
+        """
+        ...
+
+    def finish(self, rest: bytes) -> bytes:
+        """The provider's bytes are over.
+
+        Args:
+            rest: what came after the last whole frame (`b""` in a sound stream).
+
+        Returns:
+            What of the rest is to be withheld with the end, as whole frames; mostly nothing.
+
+        Raises:
+            StreamBroken: the stream was cut short, or ended with an error.
+        """
+        ...
+
+    def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
+        """The withheld end as the caller is to see it, with the cost where the dialect has a place for it."""
+        ...
+
+
+@define(eq=False)
+class Passthrough:
+    """A `types.Translator` for streams, around a dialect's tap.
+
+    Attributes:
+        tap: the dialect's.
+        frame_bytes_max: of one event; a longer one breaks the stream. The withheld end is bounded by twice
+            that.
+        cost_so_far: what the answer has cost by now; where given, the first JSON frame of each relayed
+            block gets `"credits":{"cost_micro":…}` as its first field.
+    """
+
+    _tap: Tap
+    _frame_bytes_max: int
+    _cost_so_far: Callable[[], Pico] | None = None
+    _framer: Framer = field(init=False)
+    _withheld: bytearray = field(factory=bytearray, init=False)
+
+    @_framer.default
+    def _framer_default(self) -> Framer:
+        return Framer(self._frame_bytes_max)
+
+    @property
+    def ended(self) -> bool:
+        """The provider's terminal event was seen; what is left of its bytes does not matter."""
+        return self._tap.ended
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes as they were read; give the whole frames that may be written now.
+
+        Raises:
+            StreamBroken: the provider reported an error, or a frame or the end outgrew its bound.
+        """
+        if self._tap.ended:
+            return b""
+        block = self._framer.feed(chunk)
+        if not block:
+            return b""
+        relay, end = self._tap.look(block)
+        if self._withheld:
+            self._withhold(relay)
+            relay = b""
+        self._withhold(end)
+        return self._with_cost(relay) if relay and self._cost_so_far is not None else relay
+
+    def finish(self) -> None:
+        """The provider's bytes are over.
+
+        Raises:
+            StreamBroken: before the dialect's terminal event.
+        """
+        self._withhold(self._tap.finish(self._framer.rest))
+
+    def end(self, receipt: Receipt | None) -> bytes:
+        """What was withheld, with the cost where the dialect has a place for it."""
+        return self._tap.end(bytes(self._withheld), receipt)
+
+    def _withhold(self, frames: bytes) -> None:
+        self._withheld += frames
+        if len(self._withheld) > 2 * self._frame_bytes_max:
+            raise StreamBroken(Kind.UPSTREAM_ERROR, "The provider went on for too long after its last word.")
+
+    def _with_cost(self, relay: bytes) -> bytes:
+        match = _FIRST_OBJECT.search(relay)
+        if match is None or self._cost_so_far is None:
+            return relay
+        at = match.end()
+        return b'%b"credits":{"cost_micro":%d},%b' % (relay[:at], micro_up(self._cost_so_far()), relay[at:])
+
+
+@define(eq=False)
+class Whole:
+    """A `types.Translator` for bodies in one piece.
+
+    Attributes:
+        read: looks at the complete body and shows the meter its usage; raises `StreamBroken` where it is not
+            complete, or an error under status 200. It need not count content, only report.
+        meter: is shown the size of what goes by, for a body that breaks off.
+    """
+
+    _read: Callable[[bytes], None]
+    _meter: MeterLike
+    _body: bytearray = field(factory=bytearray, init=False)
+    _written: int = field(default=0, init=False)
+
+    @property
+    def ended(self) -> bool:
+        """Only the provider's own end of body says so."""
+        return False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes; give nothing up to 1 MB, and beyond that all but the last 64 kB.
+
+        Raises:
+            StreamBroken: the body outgrew its bound.
+        """
+        if not self._body and chunk:
+            self._meter.saw(1, 0)
+        self._body += chunk
+        self._meter.saw(0, len(chunk))
+        size = len(self._body)
+        if size <= BODY_WITHHELD_MAX:
+            return b""
+        if size > BODY_BYTES_MAX:
+            raise StreamBroken(Kind.UPSTREAM_ERROR, "The provider's answer is too large.")
+        start, self._written = self._written, size - BODY_TAIL
+        return bytes(memoryview(self._body)[start : self._written])
+
+    def finish(self) -> None:
+        """The provider's bytes are over: read the usage.
+
+        Raises:
+            StreamBroken: they ended in the middle of the body, or are an error.
+        """
+        self._read(bytes(self._body))
+
+    def end(self, _receipt: Receipt | None) -> bytes:
+        """What was withheld, as it came; the cost stands in a header."""
+        return bytes(memoryview(self._body)[self._written :])
+
+
+# --- words and edits that the taps share ------------------------------------------------------------------
+
+
+def truncated() -> StreamBroken:
+    """The provider's bytes ended too early."""
+    return StreamBroken(Kind.UPSTREAM_ERROR, "The provider's answer broke off before its end.")
+
+
+def reported(message: str, code: str | None = None) -> StreamBroken:
+    """The provider reported an error in the middle of its answer; its sentence is scrubbed here.
+
+    Args:
+        message: the provider's own words, or `""`.
+        code: its type or code for it, if it gave one.
+    """
+    said = ": ".join(part for part in (scrubbed(code or ""), scrubbed(message)) if part)
+    return StreamBroken(
+        Kind.UPSTREAM_ERROR, f"The provider reported an error in its answer{': ' if said else ''}{said}"
+    )
+
+
+def scrubbed(text: str) -> str:
+    """A provider's sentence without its operator: no organisations, keys, addresses or control characters.
+
+    >>> scrubbed("Rate limit reached for gpt-4o in organization org-AbC123xyz on tokens per min.")
+    'Rate limit reached for gpt-4o in organization … on tokens per min.'
+    """
+    text = _PRIVATE.sub("…", text)
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= MESSAGE_MAX else f"{text[:MESSAGE_MAX]}…"
+
+
+def rewritten(frame: bytes, fields: Object) -> bytes:
+    """The same frame with another JSON object as its data; its other lines and its line ends stay.
+
+    Args:
+        frame: one whole frame.
+        fields: the object; raw values in it travel verbatim.
+    """
+    newline = b"\r\n" if frame.endswith(b"\r\n") else b"\n"
+    lines = [line for line in frame.splitlines() if line and not line.startswith(b"data:")]
+    lines.append(b"data: " + msgspec.json.encode(fields))
+    return newline.join((*lines, b"", b""))
+
+
+def take_apart(frame: bytes) -> Object | None:
+    """The JSON object that a frame carries, one level deep, or `None` where it carries none."""
+    try:
+        return msgspec.json.decode(data_of(frame), type=Object)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def with_cost(usage: Object, receipt: Receipt | None) -> Object:
+    """A usage report with what the answer cost: `cost` as an exact decimal string, `cost_micro` rounded up.
+
+    What the operator pays (`cost_details`) is taken out.
+    """
+    if receipt is None or receipt.record is None:
+        return usage
+    charged = receipt.record.charged
+    plain = {name: raw for name, raw in usage.items() if name != "cost_details"}
+    return {**plain, "cost": encode(show(charged)), "cost_micro": encode(micro_up(charged))}

@@ -1,0 +1,327 @@
+"""The strict reader that every byte of a client passes before any other parser sees it. Sans-IO.
+
+Two parsers that disagree about where a request ends are how requests are smuggled, and the lenient one
+behind us (h11) takes obs-fold, bare LF and `Transfer-Encoding` beside `Content-Length`. So this one decides:
+
+- llhttp (httptools) parses the head, as it arrives; what it refuses never goes on. What it allows and we do
+  not (absolute targets, `..`, a second credential, `Upgrade: h2c` …) is checked here.
+- A head goes on whole, and only once all of it has been checked.
+- A body goes on up to its very last byte and not one further: what follows is held back until the answer to
+  this request is complete. So the parser behind us never holds two requests at once, and the connection can
+  go on reading (and notice that the client has left) while an answer is under way.
+
+`feed` takes bytes as they were read; `take` gives those that may go on now, or raises `Refused`.
+"""
+
+import re
+from enum import Enum, auto
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import httptools
+import msgspec
+from attrs import define, field
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+"""All others that llhttp knows (CONNECT, PRI, SOURCE …) mean protocols that are not spoken here."""
+
+ONCE: Final = frozenset(
+    {
+        "authorization", "content-encoding", "content-length", "content-type", "expect", "host",
+        "transfer-encoding", "upgrade", "x-api-key", "x-goog-api-key", "x-user-key",
+    }
+)  # fmt: skip
+"""Headers of which a second one would leave open which of the two counts."""
+
+_END_OF_LINES: Final = b"\r\n\r\n"
+_REQUEST_LINE: Final = re.compile(rb"[A-Z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_LENGTH: Final = re.compile(r"[0-9]{1,15}")
+_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+class Refused(Exception):  # noqa: N818 - it says what was done, as `Rejected` does
+    """A request that is not let in.
+
+    Args:
+        status: HTTP status.
+        message: a sentence for whoever wrote the client; it repeats nothing of what was sent.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+_REASONS: Final = {
+    400: (b"Bad Request", "invalid_request_error"),
+    408: (b"Request Timeout", "request_timeout"),
+    417: (b"Expectation Failed", "invalid_request_error"),
+    431: (b"Request Header Fields Too Large", "headers_too_large"),
+    503: (b"Service Unavailable", "overloaded"),
+}
+
+
+def refusal(refused: Refused, request_id: str | None = None) -> bytes:
+    """The whole answer to a request that was not let in; in OpenAI's shape, for its dialect is not known."""
+    reason, code = _REASONS[refused.status]
+    error = {"message": refused.message, "type": "invalid_request_error", "param": None, "code": code}
+    body = msgspec.json.encode({"error": error})
+    lines = [
+        b"HTTP/1.1 %d %s" % (refused.status, reason),
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        b"connection: close",
+    ]
+    if request_id is not None:
+        lines.append(b"x-request-id: " + request_id.encode("ascii"))
+    return b"\r\n".join([*lines, b"", body])
+
+
+class Stage(Enum):
+    """Where in its connection the reading stands."""
+
+    HEAD = auto()
+    BODY = auto()
+    READ = auto()
+    """The request is complete; what follows waits for `next_request`."""
+    UPGRADING = auto()
+    """A websocket was asked for; what follows waits for `upgrade`."""
+    UPGRADED = auto()
+
+
+class _Message:
+    """What llhttp says about one request."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[str, str]] = []
+        self.complete = False
+        self._head_complete = False
+
+    def on_url(self, part: bytes) -> None:
+        self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_complete:  # trailers are read and dropped
+            self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")))
+
+    def on_headers_complete(self) -> None:
+        self._head_complete = True
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+@define(eq=False)
+class Guard:
+    """Reads one connection's bytes.
+
+    Attributes:
+        header_bytes_max: size of request line and headers together.
+        stage: where the reading stands.
+        body_bytes: how much of the present body has gone on.
+    """
+
+    header_bytes_max: int
+    stage: Stage = Stage.HEAD
+    body_bytes: int = 0
+    _pending: bytearray = field(factory=bytearray)
+    _fed: int = 0
+    """How much of what is pending llhttp has seen; heads only."""
+    _skipped: bool = False
+    _left: int | None = None
+    """Bytes of the body still to come; `None` where it is chunked."""
+    _tail: bytes = b""
+    _message: _Message = field(factory=_Message)
+    _parser: httptools.HttpRequestParser = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._message)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that were read and have not gone on."""
+        return len(self._pending)
+
+    @property
+    def idle(self) -> bool:
+        """No byte of a request has come since the last one was answered."""
+        return self.stage is Stage.HEAD and not self._pending
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they were read."""
+        self._pending += data
+
+    def take(self) -> bytes:
+        """Give the bytes that may go on now; nothing (`b""`) if more must come or happen first.
+
+        Raises:
+            Refused: the request is not let in; the connection is of no further use.
+        """
+        if not self._pending:
+            return b""
+        if self.stage is Stage.HEAD:
+            return self._take_head()
+        if self.stage is Stage.BODY:
+            taken = self._take_chunked() if self._left is None else self._take_counted()
+            self.body_bytes += len(taken)
+            return taken
+        if self.stage is Stage.UPGRADED:
+            return self._cut(len(self._pending))
+        return b""
+
+    def next_request(self) -> None:
+        """The answer is complete: another request may come."""
+        assert self.stage is Stage.READ, self.stage  # noqa: S101 - our own mistake
+        self.stage, self.body_bytes = Stage.HEAD, 0
+        self._fed, self._skipped, self._tail = 0, False, b""
+        # a parser of its own for each: nothing of one request is left when the next begins
+        self._message = _Message()
+        self._parser = httptools.HttpRequestParser(self._message)
+
+    def upgrade(self) -> None:
+        """The websocket was granted: from here on bytes pass as they are."""
+        self.stage = Stage.UPGRADED
+
+    def _take_head(self) -> bytes:
+        if not self._skip_empty_line():
+            return b""
+        border = self._pending.find(_END_OF_LINES, max(0, self._fed - 3))
+        end = len(self._pending) if border < 0 else border + 4
+        if end > self.header_bytes_max:
+            raise Refused(431, f"Request line and headers may have {self.header_bytes_max} bytes.")
+        self._parse(bytes(self._pending[self._fed : end]))
+        self._fed = end
+        if border < 0:
+            return b""
+        head = self._cut(end)
+        if not _REQUEST_LINE.match(head):
+            raise Refused(400, "The request line is not HTTP/1.1.")
+        self.stage, self._left = _checked(
+            self._parser.get_method().decode("ascii"),
+            self._message.target,
+            self._parser.get_http_version(),
+            self._message.headers,
+        )
+        return head
+
+    def _skip_empty_line(self) -> bool:
+        """Drop one empty line before a request (RFC 9112 §2.2); false if the line must still arrive."""
+        if self._fed or self._pending[0] != 0x0D:
+            return True
+        if len(self._pending) == 1:
+            return False
+        if self._skipped or self._pending[1] != 0x0A:
+            raise Refused(400, "The request begins with an empty line.")
+        del self._pending[:2]
+        self._skipped = True
+        return bool(self._pending) and self._skip_empty_line()
+
+    def _take_counted(self) -> bytes:
+        assert self._left is not None  # noqa: S101 - our own mistake
+        taken = self._cut(min(self._left, len(self._pending)))
+        self._left -= len(taken)
+        if not self._left:
+            self.stage = Stage.READ
+        return taken
+
+    def _take_chunked(self) -> bytes:
+        """Let llhttp find the end of a chunked body without ever showing it a byte of what follows.
+
+        Such a body always ends with an empty line. Fed in pieces that end where an empty line does, llhttp
+        reports the end exactly at the end of a piece.
+        """
+        window = self._tail + bytes(self._pending)
+        begun = at = len(self._tail)
+        while at < len(window) and not self._message.complete:
+            border = window.find(_END_OF_LINES, max(0, at - 3))
+            end = len(window) if border < 0 else border + 4
+            self._parse(window[at:end])
+            at = end
+        self._tail = window[max(0, at - 3) : at]
+        if self._message.complete:
+            self.stage = Stage.READ
+        return self._cut(at - begun)
+
+    def _parse(self, piece: bytes) -> None:
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            return  # the head is complete; whether the upgrade is one of ours is checked there
+        except httptools.HttpParserError:
+            raise Refused(400, "The request is not well-formed HTTP/1.1.") from None
+
+    def _cut(self, size: int) -> bytes:
+        cut = bytes(self._pending[:size])
+        del self._pending[:size]
+        return cut
+
+
+def _checked(
+    method: str, target: bytes, version: str, headers: list[tuple[str, str]]
+) -> tuple[Stage, int | None]:
+    """Check a head that llhttp allows; gives the next stage, and the body's length (`None`: chunks)."""
+    if method not in METHODS:
+        raise Refused(400, "This method is not offered.")
+    check_target(target)
+    known: dict[str, str] = {}
+    for name, value in headers:
+        if name in known and name in ONCE:
+            raise Refused(400, f"There is more than one {name} header.")
+        known[name] = f"{known[name]}, {value}" if name in known else value
+    if version == "1.1" and "host" not in known:
+        raise Refused(400, "There is no host header.")
+    if not _HOST.fullmatch(known.get("host", "none")):
+        raise Refused(400, "The host header is malformed.")
+    if version == "1.1" and known.get("expect", "100-continue").lower() != "100-continue":
+        raise Refused(417, "The only expectation that can be met is 100-continue.")
+    if "upgrade" in known:
+        _check_upgrade(method, version, known)
+        return Stage.UPGRADING, None
+    return _body_of(version, known)
+
+
+def check_target(target: bytes) -> None:
+    """Check that a target is a plain absolute path with a query, which every reader understands alike.
+
+    Raises:
+        Refused: another form, or a path that some reader would resolve to another one.
+    """
+    if not target.startswith(b"/"):
+        raise Refused(400, "The target must be a path: proxying and CONNECT are not offered.")
+    if b"#" in target or b"\\" in target or _PERCENT.search(target):
+        raise Refused(400, "The target holds characters that must be percent-encoded.")
+    path = target.partition(b"?")[0]
+    try:
+        decoded = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise Refused(400, "The path is not UTF-8.") from None
+    if _CONTROL.search(decoded):
+        raise Refused(400, "The path holds control characters or backslashes.")
+    segments = decoded.split("/")[1:]
+    if "" in segments[:-1] or "." in segments or ".." in segments:
+        raise Refused(400, "The path holds empty or dotted segments.")
+
+
+def _check_upgrade(method: str, version: str, headers: dict[str, str]) -> None:
+    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    if headers["upgrade"].lower() != "websocket" or "upgrade" not in tokens:
+        raise Refused(400, "The only upgrade offered is to websocket; speak HTTP/1.1.")
+    if method != "GET" or version != "1.1" or "content-length" in headers or "transfer-encoding" in headers:
+        raise Refused(400, "A websocket is asked for by a GET without a body.")
+
+
+def _body_of(version: str, headers: dict[str, str]) -> tuple[Stage, int | None]:
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None:
+        if length is not None or version != "1.1" or coding.lower() != "chunked":
+            raise Refused(400, "The only transfer-encoding understood is chunked, without a content-length.")
+        return Stage.BODY, None
+    if length is None or (_LENGTH.fullmatch(length) and int(length) == 0):
+        return Stage.READ, 0
+    if not _LENGTH.fullmatch(length):
+        raise Refused(400, "The content-length is not a number of bytes.")
+    return Stage.BODY, int(length)

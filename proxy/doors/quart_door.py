@@ -1,0 +1,263 @@
+"""The QuartTrio app: API requests go straight into the request path, everything else Quart's ordinary way.
+
+Quart's view would have to return before its answer is sent, in a generator that a disconnect may end before
+its first step; `RESPONSE_TIMEOUT` would cut long streams, and `MAX_CONTENT_LENGTH` refuse images. So API
+requests branch off in `asgi_http_class`, before Quart makes anything of them: one function, `respond`, owns
+the whole life of such a request, inside one nursery.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final
+
+import trio
+from attrs import field, frozen
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart import Blueprint, Response, request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from proxy.doors.connection import Log, places
+from proxy.doors.reply import DoorReply, checked
+from proxy.doors.request import DoorRequest
+from proxy.doors.routes import Refusal, dialect_of, is_api, route
+from proxy.errors import Failure, Kind, Rejected
+from proxy.gateway import Gateway
+from proxy.types import DialectName, Path, Reply, Request
+
+Respond = Callable[[Gateway, Path, Request, Reply], Awaitable[None]]
+
+PAGE_BODY_BYTES_MAX: Final = 2**20
+"""Forms and small JSON; bodies of API requests do not pass Quart."""
+
+EXPOSED: Final = (
+    "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
+    "x-credits-cost-micro", "x-credits-balance-micro", "x-credits-held-micro", "x-credits-model",
+    "x-credits-price-version", "x-credits-cache", "x-credits-max-output-tokens", "x-credits-dropped",
+    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
+    "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining",
+    "anthropic-ratelimit-requests-reset", "anthropic-ratelimit-tokens-limit",
+    "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset",
+)  # fmt: skip
+"""By name, because `*` is understood by newer browsers only."""
+
+CORS: Final = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": ", ".join(EXPOSED),
+}
+"""Any origin, never with credentials: a key is sent in a header, by whoever has one."""
+
+PREFLIGHT: Final = {
+    "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+    "access-control-max-age": "86400",
+}
+
+REQUEST_ID: Final = "farebox.request_id"
+"""Where the id stands in the ASGI scope of requests that Quart answers."""
+
+_KINDS: Final = {
+    400: Kind.BAD_REQUEST,
+    404: Kind.UNKNOWN_ROUTE,
+    405: Kind.WRONG_METHOD,
+    413: Kind.TOO_LARGE,
+}
+_SENTENCES: Final = {
+    Kind.BAD_REQUEST: "{} is not understood.",
+    Kind.UNKNOWN_ROUTE: "There is no route {}.",
+    Kind.WRONG_METHOD: "{} is not offered; see the allow header.",
+    Kind.TOO_LARGE: "The body of {} is too large.",
+}
+
+
+@frozen
+class Door:
+    """What every request at this door is answered with.
+
+    Attributes:
+        gateway: handed on to `respond`.
+        respond: `proxy.serve.respond`, or a test's.
+        new_id: makes request ids.
+        log: takes a level, an event's name and fields.
+        hosts: `Host` values that are answered, in lower case; empty: all.
+    """
+
+    gateway: Gateway
+    respond: Respond
+    new_id: Callable[[], str]
+    log: Log
+    hosts: frozenset[str] = field()
+
+    @hosts.default
+    def _hosts_of_config(self) -> frozenset[str]:
+        return frozenset(host.lower() for host in self.gateway.config.listen.allowed_hosts)
+
+    def headers(self, asked: DoorRequest, dialect: DialectName) -> dict[str, str]:
+        """The headers that are on every answer."""
+        return self.common_headers(asked.path, asked.id, dialect)
+
+    def common_headers(self, path: str, request_id: str, dialect: DialectName) -> dict[str, str]:
+        """The headers that are on every answer, for a request that Quart has taken apart."""
+        named = {"x-request-id": request_id}
+        if dialect == "anthropic":
+            named["request-id"] = request_id
+        return named | CORS if is_api(path) else named
+
+    def knows(self, host: str) -> bool:
+        """Whether a `Host` is one that the operator lets through, with its port or without."""
+        name, _, port = host.lower().rpartition(":")
+        return not self.hosts or host.lower() in self.hosts or (port.isdecimal() and name in self.hosts)
+
+
+class _Connection(TrioASGIHTTPConnection):
+    """One request at the fork: to `respond`, to a refusal, or to Quart."""
+
+    app: "DoorApp"
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Take the fork."""
+        scope: Any = self.scope
+        door, asked = self.app.door, _request_of(scope, receive, self.app.door)
+        found = route(asked.method, asked.path, asked.query)
+        if not door.knows(asked.headers.get("host", "")):
+            elsewhere = Rejected(Kind.NOT_ALLOWED, "This host is not served here.", status=421)
+            await self._refuse(Refusal(dialect_of(asked.path, asked.headers), elsewhere), asked, send)
+        elif asked.method == "OPTIONS" and is_api(asked.path):
+            await _preflight(door, asked, send)
+        elif (asked.method, asked.path) == ("HEAD", "/"):  # Claude Code looks whether anybody is there
+            await _send_whole(send, 200, door.headers(asked, "openai_chat"))
+        elif isinstance(found, Path):
+            await self._respond(found, asked, send)
+        elif found is not None:
+            await self._refuse(found, asked, send)
+        else:
+            scope[REQUEST_ID] = asked.id
+            await super().__call__(receive, send)
+
+    async def _respond(self, path: Path, asked: DoorRequest, send: Any) -> None:
+        door = self.app.door
+        async with trio.open_nursery() as nursery:
+            reply = DoorReply(send, nursery, door.headers(asked, path.dialect))
+
+            async def watch() -> None:
+                await asked.disconnect()
+                reply.hang_up()
+
+            asked.client_left = reply.hang_up
+            asked.body_read = lambda: nursery.start_soon(watch)
+            await door.respond(door.gateway, path, asked, reply)
+            nursery.cancel_scope.cancel()  # the watcher has nothing more to watch
+
+    async def _refuse(self, refusal: Refusal, asked: DoorRequest, send: Any) -> None:
+        door = self.app.door
+        wording = door.gateway.dialects[refusal.dialect].error(refusal.failure, asked.id)
+        headers = door.headers(asked, refusal.dialect) | dict(wording.headers)
+        if refusal.allow is not None:
+            headers["allow"] = refusal.allow
+        await _send_whole(send, wording.status, headers, wording.body)
+
+
+def _request_of(scope: Any, receive: Any, door: Door) -> DoorRequest:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return DoorRequest(
+        id=door.new_id(),
+        method=scope["method"],
+        path=scope["raw_path"].decode("latin-1"),
+        query=scope["query_string"].decode("latin-1"),
+        headers=headers,
+        receive=receive,
+        settings=door.gateway.config.server,
+    )
+
+
+async def _preflight(door: Door, asked: DoorRequest, send: Any) -> None:
+    # `*` would not cover authorization, so what is asked for is allowed by name
+    allowed = {
+        "access-control-allow-headers": asked.headers.get("access-control-request-headers", "*"),
+        "vary": "access-control-request-headers",
+    }
+    await _send_whole(send, 204, door.headers(asked, "openai_chat") | PREFLIGHT | allowed)
+
+
+async def _send_whole(send: Any, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+    lines = checked(headers) | ({} if status == 204 else {"content-length": str(len(body))})
+    encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class DoorApp(QuartTrio):
+    """QuartTrio with our fork in front, and our errors behind."""
+
+    asgi_http_class = _Connection
+    door: Door
+
+    async def worded(self, error: Exception) -> Response | HTTPException:
+        """Whatever went wrong on Quart's side, in the caller's dialect."""
+        if isinstance(error, HTTPException) and (error.code or 500) < 400:
+            return error  # a redirect
+        failure = error if isinstance(error, Failure) else self._failure_of(error)
+        dialect = self.door.gateway.dialects[dialect_of(request.path, _lower(request.headers))]
+        wording = dialect.error(failure, request_id())
+        response = Response(wording.body, status=wording.status, headers=dict(wording.headers))
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    def _failure_of(self, error: Exception) -> Failure:
+        if isinstance(error, HTTPException) and error.code in _KINDS:
+            kind = _KINDS[error.code]
+            return Rejected(kind, _SENTENCES[kind].format(f"{request.method} {request.path[:200]}"))
+        if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
+            return Rejected(Kind.BAD_REQUEST, "The request is not understood.", status=error.code)
+        self.door.log("error", "page_failed", request=request_id(), error="; ".join(places(error)))
+        return Failure(Kind.INTERNAL, f"Something went wrong here. The request's id is {request_id()}.")
+
+    async def named(self, response: Response) -> Response:
+        """Put on what is on every answer."""
+        headers = _lower(request.headers)
+        response.headers.update(
+            self.door.common_headers(request.path, request_id(), dialect_of(request.path, headers))
+        )
+        return response
+
+
+def request_id() -> str:
+    """The id of the request that the present Quart view answers."""
+    return str(request.scope[REQUEST_ID])  # type: ignore[typeddict-item]
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def build(
+    gateway: Gateway,
+    api_routes: Iterable[Blueprint],
+    blueprints: Iterable[Blueprint] = (),
+    *,
+    respond: Respond,
+    new_id: Callable[[], str],
+    log: Log,
+) -> DoorApp:
+    """Make the ASGI app of the gateway.
+
+    Args:
+        gateway: handed on to `respond`; its dialects word what is refused here.
+        api_routes: the plain JSON routes.
+        blueprints: pages, health and whatever else is not the API.
+        respond: `proxy.serve.respond`.
+        new_id: makes request ids.
+        log: takes a level, an event's name and fields.
+    """
+    app = DoorApp("proxy", static_folder=None)
+    app.door = Door(gateway, respond, new_id, log)
+    app.config["MAX_CONTENT_LENGTH"] = PAGE_BODY_BYTES_MAX
+    for blueprint in (*api_routes, *blueprints):
+        app.register_blueprint(blueprint)
+    app.register_error_handler(Exception, app.worded)
+    app.after_request(app.named)
+    return app

@@ -1,0 +1,190 @@
+"""Where the answer to one request goes: ASGI's `send`, with a memory of what has left and who still listens.
+
+A client that hangs up cancels its request, or silences its reply, whichever the request path has chosen by
+then. Silence writes nothing and keeps nothing. Frames and heartbeats take turns under one lock, so that a
+heartbeat can only stand between whole frames; one that is being sent is never cancelled, for half a chunk on
+the wire would end the connection.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+from attrs import define, field
+
+STREAM_HEADERS: Final = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+"""What a stream is announced as when a heartbeat precedes its start; headers noted by then win."""
+
+_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def checked(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers that cannot break out of their line.
+
+    Raises:
+        ValueError: a name or value that could; only the name is told, for values may be secret.
+    """
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ValueError(f"the header {name!r} is not one that can be sent")
+    return dict(headers)
+
+
+@define(eq=False)
+class DoorReply:
+    """Implements `proxy.types.Reply`.
+
+    Attributes:
+        nursery: the request's; its cancel scope is what a hang-up cancels, heartbeats run in it.
+        silent_since: when something was last written, or heartbeats were last asked for.
+    """
+
+    _send: Send
+    nursery: trio.Nursery
+    _headers: dict[str, str] = field(converter=checked, factory=dict)
+    """What leaves with the status line whatever it is, and what was noted since."""
+    _status: int | None = field(default=None, init=False)
+    _own_headers: dict[str, str] = field(factory=dict, init=False)
+    _started: bool = field(default=False, init=False)
+    _ending: bool = field(default=False, init=False)
+    _gone: bool = field(default=False, init=False)
+    _mute: bool = field(default=False, init=False)
+    _when_gone: Callable[[], None] | None = field(default=None, init=False)
+    _lock: trio.Lock = field(factory=trio.Lock, init=False)
+    silent_since: float = field(factory=trio.current_time, init=False)
+
+    @property
+    def started(self) -> bool:
+        """The status line has left; errors must go in-band from here on."""
+        return self._started
+
+    @property
+    def client_gone(self) -> bool:
+        """The client has hung up, or stopped reading past the write deadline."""
+        return self._gone
+
+    def hang_up(self) -> None:
+        """The client is gone; once the end is on its way a disconnect says nothing about the client."""
+        if not self._gone and not self._ending:
+            self._gone = True
+            self._apply()
+
+    def mute_when_gone(self, mute: bool) -> None:
+        """Choose what a hang-up does, also one that has happened."""
+        self._mute = mute
+        if self._gone:
+            self._apply()
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Call back once when the client is gone while the reply is to fall mute."""
+        self._when_gone = callback
+        if self._gone:
+            self._apply()
+
+    def _apply(self) -> None:
+        if not self._mute:
+            self.nursery.cancel_scope.cancel()
+        elif self._when_gone is not None:
+            callback, self._when_gone = self._when_gone, None
+            callback()
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Add headers to those that leave with the status line."""
+        self._headers.update(checked(headers))
+
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note status and headers; dropped if a heartbeat has sent the status line already."""
+        headers = checked(headers)
+        if not self._started:
+            self._status, self._own_headers = status, headers
+
+    async def write(self, chunk: bytes) -> None:
+        """Write whole frames; nothing for `b""` or a client that is gone."""
+        if not chunk or self._gone:
+            return
+        async with self._lock:
+            await self._write(chunk)
+
+    async def _write(self, chunk: bytes) -> None:
+        await self._begin()
+        if not self._gone:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.silent_since = trio.current_time()
+
+    async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Write the withheld end and finish; an answer of which nothing has left gets its length."""
+        if not self._started:
+            length = {"content-length": str(len(tail))}
+            self._own_headers.update(checked(headers or {}) | length)
+        if self._gone:
+            return
+        async with self._lock:
+            self._ending = True
+            await self._begin()
+            await self._send({"type": "http.response.body", "body": tail, "more_body": False})
+
+    async def _begin(self) -> None:
+        if self._started:
+            return
+        assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
+        self._started = True
+        headers = self._headers | self._own_headers
+        lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": self._status, "headers": lines})
+
+    def keep_alive(self, heartbeat: bytes, after_seconds: float) -> "Heartbeats":
+        """Within this context, write a heartbeat (and before it status 200) after each such silence."""
+        return Heartbeats(self, heartbeat, after_seconds)
+
+    async def beat(self, heartbeat: bytes) -> None:
+        """Write a heartbeat, and before the first byte of all a stream's status and headers."""
+        async with self._lock:
+            if not self._ending:
+                if self._status is None:
+                    self._status, self._own_headers = 200, STREAM_HEADERS | self._headers
+                await self._write(heartbeat)
+
+
+@define(eq=False)
+class Heartbeats:
+    """The context of `DoorReply.keep_alive`; without a heartbeat it does nothing."""
+
+    _reply: DoorReply
+    _heartbeat: bytes
+    _after_seconds: float
+    _over: bool = field(default=False, init=False)
+    _pause: trio.CancelScope | None = field(default=None, init=False)
+
+    async def __aenter__(self) -> None:
+        if self._heartbeat:
+            self._reply.silent_since = trio.current_time()
+            self._reply.nursery.start_soon(self._run)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over = True
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def _run(self) -> None:
+        while not self._over:
+            due = self._reply.silent_since + self._after_seconds
+            if trio.current_time() >= due:
+                await self._reply.beat(self._heartbeat)
+                continue
+            # only the pause is cancelled, never a heartbeat that is on its way
+            with trio.CancelScope() as self._pause:
+                await trio.sleep_until(due)

@@ -1,0 +1,88 @@
+"""A request of the API, from an ASGI `receive`: its head at once, its body when it is asked for."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from proxy.config import Server
+from proxy.doors.connection import upload_seconds
+from proxy.errors import Kind, Rejected
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+@define(eq=False)
+class DoorRequest:
+    """Implements `proxy.types.Request`.
+
+    Attributes:
+        id: ours, unique.
+        method, path, query: as they were sent; the path without its query, both still percent-encoded.
+        headers: lower-case names; a header that came twice is joined with `, `.
+    """
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    _receive: Receive
+    _settings: Server
+    client_left: Callable[[], None] = field(default=lambda: None, init=False)
+    """Called when the client leaves in the middle of its body."""
+    body_read: Callable[[], None] = field(default=lambda: None, init=False)
+    """Called when the body is complete; from then on somebody may wait on `disconnect`."""
+    _received_bytes: int = field(default=0, init=False)
+
+    async def body(self, bytes_max: int) -> bytes:
+        """Read the whole body; before that, a client that sent `Expect: 100-continue` has sent none of it.
+
+        Raises:
+            Rejected: longer than `bytes_max` (413), too slow (408), or compressed (415).
+        """
+        self._check_head(bytes_max)
+        parts: list[bytes] = []
+        more, began = True, trio.current_time()
+        while more:
+            message = await self._next(began)
+            part = message.get("body", b"")
+            self._received_bytes += len(part)
+            if self._received_bytes > bytes_max:
+                raise _too_large(bytes_max)
+            parts.append(part)
+            more = message.get("more_body", False)
+        self.body_read()
+        return b"".join(parts)
+
+    async def disconnect(self) -> None:
+        """Return when the client has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _check_head(self, bytes_max: int) -> None:
+        if self.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise Rejected(
+                Kind.BAD_REQUEST,
+                "Send the body without content-encoding; compressed requests are not read.",
+                param="content-encoding",
+                status=415,
+            )
+        if int(self.headers.get("content-length", "0")) > bytes_max:
+            raise _too_large(bytes_max)
+
+    async def _next(self, began: float) -> Any:
+        deadline = began + upload_seconds(self._settings, self._received_bytes)
+        with trio.CancelScope(deadline=deadline):
+            message = await self._receive()
+            if message["type"] == "http.request":
+                return message
+            self.client_left()
+            await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
+            raise Rejected(Kind.BAD_REQUEST, "The connection was closed before the body was complete.")
+        raise Rejected(Kind.BAD_REQUEST, "The body came too slowly.", status=408)
+
+
+def _too_large(bytes_max: int) -> Rejected:
+    return Rejected(Kind.TOO_LARGE, f"The body is larger than {bytes_max} bytes.")

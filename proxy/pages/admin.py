@@ -1,0 +1,56 @@
+"""The admin listener: the operator's operations and metrics, on a port and behind a token of their own."""
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from quart import Blueprint, Response, request
+
+from accounting.hold import Overloaded
+from proxy.admin import Admin
+from proxy.errors import Failure, Kind, Rejected
+from proxy.telemetry import Telemetry
+from proxy.types import Secret
+
+
+def build(
+    admin: Admin, telemetry: Telemetry, token: Secret, resting: Callable[[], list[dict[str, Any]]]
+) -> Blueprint:
+    """Make the blueprint; every route but health asks for `Authorization: Bearer` and the token."""
+    blueprint = Blueprint("admin", __name__)
+
+    @blueprint.before_request
+    async def authorised() -> None:
+        presented = request.headers.get("Authorization", "")
+        # compared as bytes: header values may hold any Latin-1, which compare_digest takes as bytes only
+        expected = f"Bearer {token.reveal()}".encode()
+        if not hmac.compare_digest(presented.encode("latin-1", "replace"), expected):
+            raise Rejected(Kind.NO_KEY, "The admin token is missing or wrong; it stands in the state directory.")
+
+    @blueprint.errorhandler(Failure)
+    async def failed(failure: Failure) -> Response:
+        body = {"error": {"code": failure.kind.value, "message": failure.message, "param": failure.param}}
+        return _json(body, failure.status)
+
+    @blueprint.errorhandler(Overloaded)
+    async def overloaded(error: Overloaded) -> Response:
+        return _json({"error": {"code": "overloaded", "message": str(error), "param": None}}, 503)
+
+    @blueprint.post("/admin/<operation>")
+    async def call(operation: str) -> Response:
+        return _json(await admin.call(operation, await request.get_data(cache=False)))
+
+    @blueprint.get("/admin/accounts")
+    async def accounts() -> Response:
+        return _json({"object": "list", "data": resting()})
+
+    @blueprint.get("/metrics")
+    async def metrics() -> Response:
+        return Response(telemetry.metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return blueprint
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status=status, content_type="application/json")

@@ -1,0 +1,333 @@
+"""From the model that a caller names to the offers that can answer: who serves it, at what price and bound.
+
+Pure: the catalogue and the configuration in, offers or a refusal out. A hold is the dearest offer's ceiling,
+so the bounds made here keep a wallet from being overspent: they must contain whatever the provider can bill.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final
+
+from attrs import define, evolve, field, frozen
+
+from pricing.catalog import Catalog, Found, Model
+from pricing.money import Pico
+from pricing.price import Bounds, Price, Rates, Tier
+from proxy.config import Account, Config, Provider
+from proxy.errors import Kind, Rejected
+from proxy.types import Ask, Caller, DialectName, Measures, Offer, StopsBilling
+
+DIALECTS: Final[Mapping[str, DialectName]] = MappingProxyType(
+    {"openai": "openai_chat", "anthropic": "anthropic", "gemini": "gemini"}
+)
+"""What each kind of provider speaks."""
+
+VENDORS: Final = MappingProxyType({"openai": "openai", "anthropic": "anthropic", "gemini": "google"})
+"""Whose catalogue entries a provider serves, by its kind, unless it says otherwise."""
+
+SPOKEN: Final = MappingProxyType(
+    {"openai_chat": "/v1/chat/completions", "anthropic": "/v1/messages", "gemini": "/v1beta/models/…"}
+)
+"""Where each dialect is spoken here; told to callers who asked in another."""
+
+OUTPUT_TOKENS_MIN: Final = 4096
+"""What an answer may always grow to where the caller sets no bound: a page or three, the usual default."""
+
+AVAILABLE_SHARE: Final = 4
+"""Without a caller's bound, output may take one part in so many of what is available."""
+
+AUDIO_BYTES_PER_SECOND_MIN: Final = 500
+"""The thinnest speech codecs in use (6 kbit/s is 750) need more; so bytes ÷ this is never fewer seconds."""
+
+NAME_LENGTH_MAX: Final = 200
+"""Of what a caller calls a model; longer ones are not worth comparing with anything."""
+
+_MANY: Final = 10**6
+_FREE: Final = (Tier(0, Rates(input=0, output=0, requests=0)),)
+
+
+@frozen
+class Served:
+    """A model that callers can use here, for `GET /v1/models`."""
+
+    model: Model
+    price: Price
+    providers: tuple[str, ...]
+
+
+@define(eq=False)
+class Router:
+    """Which provider serves which model, in the operator's order."""
+
+    catalog: Catalog
+    config: Config
+    _served: Mapping[str, tuple[Provider, ...]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        priced = (model for model in self.catalog.models.values() if _has_price(model))
+        served = {
+            model.id: tuple(provider for provider in self.config.provider if _serves(provider, model))
+            for model in priced
+        }
+        self._served = {model: providers for model, providers in served.items() if providers}
+
+    def offers(self, ask: Ask, caller: Caller, available: Pico) -> tuple[Offer, ...]:
+        """Every way to answer, in the order to be tried.
+
+        Args:
+            ask: what is asked.
+            caller: who asks; decides which models and at which markup.
+            available: what the wallet can still spend; without a caller's own bound it limits the output.
+
+        Raises:
+            Rejected: unknown, unpriced or unserved model (404), not allowed for this key (403), a model of
+                another dialect or an input that it does not take (400).
+        """
+        found, providers = self._resolve(ask.model)
+        model = found.model
+        if not _allowed(caller, model):
+            raise Rejected(Kind.NOT_ALLOWED, f"This key may not use the model {model.id!r}.", param="model")
+        if model.dialect != ask.dialect:
+            raise Rejected(
+                Kind.BAD_REQUEST,
+                f"The model {model.id!r} speaks {model.dialect} and this request is {ask.dialect}. "
+                "Translation between dialects is not offered yet: "
+                f"use {SPOKEN[model.dialect]} for this model.",
+                param="model",
+            )
+        _check_input(model, ask.measures)
+        return tuple(
+            self._offer(ask, caller, available, found, provider=provider, account=account)
+            for provider in providers
+            for account in provider.account or (Account(name="default"),)
+        )
+
+    def ceiling(self, offers: tuple[Offer, ...]) -> Pico:
+        """What has to be set aside: the most that the dearest of the offers can cost."""
+        return max(offer.price.ceiling(offer.bounds) for offer in offers)
+
+    def affordable_output(self, offers: tuple[Offer, ...], available: Pico) -> int:
+        """How many output tokens per choice would fit into what is available, whichever offer answers."""
+        return min(_affordable(offer, available) for offer in offers)
+
+    def models(self, caller: Caller | None = None) -> tuple[Served, ...]:
+        """The models that can be used here, at this caller's prices; for nobody in particular without one."""
+        return tuple(
+            Served(
+                model=model,
+                price=self.catalog.price(model, self._markup_ppm(caller, providers[0], model)),
+                providers=tuple(provider.name for provider in providers),
+            )
+            for model, providers in ((self.catalog.models[id_], self._served[id_]) for id_ in self._served)
+            if caller is None or _allowed(caller, model)
+        )
+
+    def find(self, name: str) -> Model:
+        """The model that a name means, if it is served here.
+
+        Raises:
+            Rejected: 404, with the nearest name.
+        """
+        return self._resolve(name)[0].model
+
+    def base_urls(self) -> Mapping[str, str]:
+        """Where each provider is, by its name: its own URL, or its vendor's."""
+        vendors = self.catalog.vendors
+        return MappingProxyType(
+            {
+                provider.name: provider.base_url or vendors[_vendor(provider)].base_url
+                for provider in self.config.provider
+                if provider.base_url or _vendor(provider) in vendors
+            }
+        )
+
+    def _resolve(self, name: str) -> tuple[Found, tuple[Provider, ...]]:
+        """What a name means and who serves it; a provider's name before it reaches that provider alone.
+
+        Where that prefix is the vendor's too, as in every canonical id, that provider only goes first.
+        """
+        prefix, _, rest = name.removeprefix("models/").partition("/")
+        named = next(
+            (provider for provider in self.config.provider if rest and provider.name == prefix), None
+        )
+        if named is not None:
+            found = self.catalog.find(f"{_vendor(named)}/{rest}") or self.catalog.find(rest)
+            serving = self._served.get(found.model.id, ()) if found else ()
+            if found is not None and named in serving:
+                others = [one for one in serving if one is not named] if prefix == found.model.vendor else []
+                return found, (named, *others)
+        found = self.catalog.find(name)
+        if found is not None and found.model.id in self._served:
+            return found, self._served[found.model.id]
+        raise Rejected(Kind.UNKNOWN_MODEL, self._unknown(name, found), param="model")
+
+    def _unknown(self, name: str, found: Found | None) -> str:
+        shown = name[:NAME_LENGTH_MAX]
+        if found is not None:
+            return (
+                f"The model {shown!r} is not served here: no provider is set up for it, or it has no price."
+            )
+        near = get_close_matches(shown, self._names(), n=1, cutoff=0.6)
+        hint = f" Did you mean {near[0]!r}?" if near else " GET /v1/models lists what there is."
+        return f"There is no model {shown!r} here.{hint}"
+
+    def _names(self) -> Iterator[str]:
+        for id_ in self._served:
+            yield id_
+            yield id_.partition("/")[2]
+
+    def _offer(
+        self, ask: Ask, caller: Caller, available: Pico, found: Found, *, provider: Provider, account: Account
+    ) -> Offer:
+        model = found.model
+        offer = Offer(
+            provider=provider.name,
+            kind=provider.kind,
+            account=account.name,
+            dialect=DIALECTS[provider.kind],
+            model=model,
+            wire_name=_wire_name(provider, found),
+            price=self.catalog.price(model, self._markup_ppm(caller, provider, model)),
+            bounds=Bounds(input=0, output=0),
+            region=provider.region,
+            choices=ask.measures.choices,
+            stream_options=provider.stream_options,
+        )
+        if ask.free:
+            # nothing is generated, so hanging up ends a bill of nothing
+            price = evolve(offer.price, tiers=_FREE)
+            return evolve(offer, price=price, stops_billing="yes", visible=True)
+        offer = evolve(
+            offer,
+            bounds=input_bounds(model, ask.measures),
+            stops_billing=self._stops_billing(ask, provider),
+            visible=not model.hides_reasoning(ask.measures.reasoning),
+        )
+        return _with_output(offer, ask.measures, available)
+
+    def _stops_billing(self, ask: Ask, provider: Provider) -> StopsBilling:
+        if not ask.stream:
+            return "no"
+        if provider.stops_billing is not None:
+            return provider.stops_billing
+        vendor = self.catalog.vendors.get(_vendor(provider))
+        if vendor is None or provider.base_url not in (None, vendor.base_url):
+            return "unknown"  # the data speaks of the vendor's own servers, not of those that are compatible
+        return vendor.stops_billing
+
+    def _markup_ppm(self, caller: Caller | None, provider: Provider, model: Model) -> int:
+        if caller is not None and caller.markup_ppm is not None:
+            return caller.markup_ppm
+        if provider.markup_ppm is not None:
+            return provider.markup_ppm
+        for markup in self.config.pricing.markup:
+            if fnmatchcase(model.id, markup.models):
+                return markup.ppm
+        return self.config.pricing.markup_ppm
+
+
+def input_bounds(model: Model, measures: Measures) -> Bounds:
+    """The box that the input of a request must lie in; no output yet.
+
+    A byte of text is at most one token. What no count of bytes bounds is a full context window, and nothing
+    can be more than that.
+    """
+    seconds = -(-measures.audio_bytes // AUDIO_BYTES_PER_SECOND_MIN)
+    counted = (
+        measures.text_bytes
+        + measures.messages * model.message_tokens
+        + (model.tools_tokens if measures.tools else 0)
+        + measures.images * model.image_tokens_max
+        + seconds * model.audio_tokens_per_second_max
+    )
+    # a file may turn out to hold anything that the model takes
+    file = measures.unbounded
+    return Bounds(
+        input=model.context_window if file else min(counted, model.context_window),
+        output=0,
+        cache_writes=measures.cache_writes,
+        audio=measures.audio_bytes > 0 or (file and model.audio_tokens_per_second_max > 0),
+        image=measures.images > 0 or (file and model.image_tokens_max > 0),
+        audio_output=measures.audio_output,
+        image_output=measures.image_output,
+    )
+
+
+def _with_output(offer: Offer, measures: Measures, available: Pico) -> Offer:
+    """Add the output bound in force: the caller's, or else the model's or one that the wallet can bear."""
+    most, asked = offer.model.output_max, measures.output
+    if asked is not None and asked <= most:
+        return evolve(offer, bounds=evolve(offer.bounds, output=asked * measures.choices))
+    if asked is not None:
+        limit = most
+    else:
+        share = _tokens_for(offer, available // AVAILABLE_SHARE) // measures.choices
+        limit = min(most, max(OUTPUT_TOKENS_MIN, share))
+    lowered = limit < most or asked is not None
+    return evolve(
+        offer,
+        bounds=evolve(offer.bounds, output=limit * measures.choices),
+        output_limit=limit if lowered else None,
+        output_assumed=True,
+    )
+
+
+def _tokens_for(offer: Offer, amount: Pico) -> int:
+    """How many output tokens an amount buys within the offer's bounds; very many if they are free."""
+    without = offer.price.ceiling(evolve(offer.bounds, output=0))
+    million = offer.price.ceiling(evolve(offer.bounds, output=_MANY)) - without
+    return amount * _MANY // million if million else _MANY * _MANY
+
+
+def _affordable(offer: Offer, available: Pico) -> int:
+    left = available - offer.price.ceiling(evolve(offer.bounds, output=0))
+    if left < 0:
+        return 0
+    tokens = min(_tokens_for(offer, left), offer.model.output_max * offer.choices)
+    while tokens and offer.price.ceiling(evolve(offer.bounds, output=tokens)) > available:
+        tokens -= 1  # the markup rounds up once, so this is one step at most
+    return tokens // offer.choices
+
+
+def _check_input(model: Model, measures: Measures) -> None:
+    """Refuse what the model has no price for: no price, no service."""
+    rates = [tier.rates for tier in model.tiers]
+    refused: list[tuple[bool, str]] = [
+        (measures.images > 0 and model.image_tokens_max == 0, "take images"),
+        (measures.audio_bytes > 0 and model.audio_tokens_per_second_max == 0, "take audio"),
+        (measures.audio_output and any(rate.audio_output is None for rate in rates), "write audio"),
+        (measures.image_output and any(rate.image_output is None for rate in rates), "write images"),
+    ]
+    for is_refused, what in refused:
+        if is_refused:
+            raise Rejected(Kind.BAD_REQUEST, f"The model {model.id!r} does not {what} here.")
+
+
+def _has_price(model: Model) -> bool:
+    return all(tier.rates.input is not None and tier.rates.output is not None for tier in model.tiers)
+
+
+def _serves(provider: Provider, model: Model) -> bool:
+    if DIALECTS[provider.kind] != model.dialect:
+        return False
+    if not provider.models:
+        return model.vendor == _vendor(provider)
+    if provider.vendor is not None and model.vendor != provider.vendor:
+        return False
+    return any(fnmatchcase(model.id, pattern) for pattern in provider.models)
+
+
+def _allowed(caller: Caller, model: Model) -> bool:
+    return not caller.models or any(fnmatchcase(model.id, pattern) for pattern in caller.models)
+
+
+def _vendor(provider: Provider) -> str:
+    return provider.vendor or VENDORS[provider.kind]
+
+
+def _wire_name(provider: Provider, found: Found) -> str:
+    """The model's name at this provider, with whatever parameters the caller's name carried."""
+    own = provider.names.get(found.model.id)
+    return found.wire_name if own is None else own + found.wire_name.removeprefix(found.model.wire_name)

@@ -1,0 +1,444 @@
+"""Try accounts until one begins to answer; then hand its bytes on, under deadlines, and close in time.
+
+Failover ends at the first relayed byte. What a stream says before its first content (a start event, pings) is
+kept, so an overload that follows it can still move on to another account. Each attempt stands in the books
+before it is sent, and what a hang-up does is decided at the moment when its first byte leaves:
+
+- before: the request is cancelled and the attempt is void;
+- after, where hanging up stops the bill and all of it is visible: cancelled too, and the connection closed;
+- after, elsewhere: the reply falls mute and the answer is read to its end: the bill is the reported one.
+
+No attempt is begun for a client that is gone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType, TracebackType
+from typing import Any, Final, Protocol
+
+import trio
+from attrs import define, field
+
+from accounting.hold import Hold, Overloaded, Terms
+from accounting.records import Ending
+from proxy.config import Account, Config
+from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
+from proxy.pool import Pool, Rest
+from proxy.types import Ask, Dialect, Offer, Reply, Secret
+from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange
+from proxy.upstreams.failures import Leave, ProviderFailed, judge, private, scrub
+from proxy.upstreams.providers import anthropic, gemini, openai
+
+KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthropic, "gemini": gemini}
+
+ERROR_SECONDS: Final = 5.0
+"""How long an error answer may take to arrive; what is there by then is read."""
+
+CLOSE_SHIELD_SECONDS: Final = 2.0
+"""Bound of the shield under which a connection is closed; closing takes none of it."""
+
+Log = Callable[..., None]
+"""`log(level, event, **fields)`."""
+
+
+class Metered(Protocol):
+    """Counts content as it is fed to a translator; the hold's meter."""
+
+    content_frames: int
+
+
+def _no_log(_level: str, _event: str, **_fields: Any) -> None:
+    """Where nobody listens."""
+
+
+@define(eq=False)
+class Upstreams:
+    """Brings answers; one for the whole gateway.
+
+    Attributes:
+        config: deadlines, failover, what a hang-up does, and the providers' credentials.
+        client: reaches providers.
+        pool: which accounts rest.
+        dialects: by name.
+        base_urls: where each provider is, by its name (`Router.base_urls`).
+        log: for the operator.
+    """
+
+    config: Config
+    client: Client
+    pool: Pool
+    dialects: Mapping[Any, Dialect]
+    base_urls: Mapping[str, str]
+    log: Log = _no_log
+    _secrets: Mapping[tuple[str, str], Secret] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._secrets = {
+            (provider.name, account.name): account.api_key
+            for provider in self.config.provider
+            for account in provider.account or (Account(name="default"),)
+        }
+
+    def answer(self, ask: Ask, offers: tuple[Offer, ...], hold: Hold, reply: Reply) -> "Attempts":
+        """Try the offers in order until one begins to answer.
+
+        Entering the context raises:
+            Rejected: the provider refused the request itself, or the books take nothing on.
+            UpstreamFailed: all failed (502), were too slow (504), or rest (503).
+        """
+        return Attempts(self, ask, offers, hold, reply)
+
+    def call(self, ask: Ask, offer: Offer) -> Call:
+        """The request as this offer's provider wants it."""
+        kind = KINDS[offer.kind]
+        return Call(
+            url=kind.url(self.base_urls[offer.provider], ask, offer),
+            headers=kind.headers(self._secrets[offer.provider, offer.account], ask),
+            body=self.dialects[offer.dialect].write_request(ask, offer),
+        )
+
+    def private(self, offer: Offer) -> tuple[str, ...]:
+        """What of the operator's must not appear in anything that a caller is told."""
+        secret = self._secrets[offer.provider, offer.account]
+        return private(self.base_urls[offer.provider], (secret.reveal(),))
+
+    def let_rest(self, offer: Offer, leave: Leave, now: float) -> None:
+        """Leave an account alone for a while, and tell the operator."""
+        self.pool.rest(
+            Rest(
+                provider=offer.provider,
+                account=offer.account,
+                model=None if leave.whole else offer.wire_name,
+                since=now,
+                until=now + leave.seconds,
+                because=leave.because,
+                hard=leave.hard,
+            )
+        )
+        self.log(
+            "error" if leave.hard and leave.whole else "warning",
+            "account_rests",
+            provider=offer.provider,
+            account=offer.account,
+            model=None if leave.whole else offer.model.id,
+            because=leave.because,
+            seconds=leave.seconds,
+        )
+
+
+def terms(offer: Offer, ask: Ask) -> Terms:
+    """What the books are told about an attempt."""
+    return Terms(
+        model=offer.model.id,
+        provider=offer.provider,
+        account=offer.account,
+        dialect=offer.dialect,
+        stream=ask.stream,
+        price=offer.price,
+        stops_billing=offer.stops_billing,
+        visible=offer.visible,
+        bounds=offer.bounds,
+        text_bytes=ask.measures.text_bytes,
+        dense_bytes_per_token=offer.model.dense_bytes_per_token,
+        tokens_per_second_max=offer.model.tokens_per_second_max,
+    )
+
+
+@define(eq=False)
+class Attempts:
+    """The context around one answer: entered by trying, left by closing the provider's connection."""
+
+    _up: Upstreams
+    _ask: Ask
+    _offers: tuple[Offer, ...]
+    _hold: Hold
+    _reply: Reply
+    _ends_at: float = field(default=math.inf, init=False)
+    _status: int = field(default=0, init=False)
+    _answer: "OpenAnswer | None" = field(default=None, init=False)
+
+    async def __aenter__(self) -> "OpenAnswer":
+        up = self._up
+        self._ends_at = trio.current_time() + up.config.deadlines.total_seconds
+        untried, again = list(self._offers), set[int]()
+        failed: UpstreamFailed | None = None
+        for _ in range(up.config.failover.attempts_max):
+            offer = up.pool.next(untried, trio.current_time())
+            if offer is None:
+                break
+            await self._may_begin(failed)
+            untried = [other for other in untried if other is not offer]
+            try:
+                self._answer = await self._attempt(offer)
+            except ConnectionWasStale as stale:
+                failed = stale
+                if (
+                    id(offer) not in again
+                ):  # it says nothing about the account: once more, on a new connection
+                    again.add(id(offer))
+                    untried.insert(0, offer)
+            except UpstreamFailed as failure:
+                failed = failure
+                self._learn(offer, failure)
+                if not failure.try_another:
+                    break
+            else:
+                return self._answer
+        raise self._nobody(failed)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._answer is not None:
+            await self._answer.aclose()
+
+    async def _may_begin(self, failed: UpstreamFailed | None) -> None:
+        """Close the attempt before in the books, and see that the client is still there.
+
+        In this order: whoever left while a provider was refusing pays nothing for that.
+        """
+        if failed is not None:
+            self._hold.attempt_failed(failed.ending, self._status)
+        self._reply.mute_when_gone(mute=False)  # cancels the request if the client is gone
+        if self._reply.client_gone:
+            await trio.lowlevel.checkpoint()
+            raise UpstreamFailed(Kind.UPSTREAM_ERROR, "The client is gone.", try_another=False)
+
+    async def _attempt(self, offer: Offer) -> "OpenAnswer":
+        """Send the request to one account, and wait until it begins to answer.
+
+        Raises:
+            UpstreamFailed, Rejected: it did not; its connection is closed.
+        """
+        up, began = self._up, trio.current_time()
+        call = up.call(self._ask, offer)
+        try:
+            self._hold.attempt(terms(offer, self._ask))
+        except Overloaded as error:
+            message = "The accounting can take no more requests for now."
+            raise Rejected(Kind.OVERLOADED, message, retry_after_seconds=error.retry_after_seconds) from error
+        first_content, idle = self._patience(offer)
+        self._status, exchange = 0, None
+        try:
+            with trio.CancelScope(deadline=min(began + first_content, self._ends_at)):
+                exchange = await up.client.send(call, lambda: self._sending(offer))
+                await self._check(offer, exchange)
+                kept = await self._until_content(offer, exchange)
+                up.pool.succeeded(offer, began)
+                return OpenAnswer(
+                    offer, exchange, kept, self._hold.meter, self._ask.stream, idle, self._ends_at, up.config
+                )
+        except BaseException:
+            await _close(exchange)
+            raise
+        await _close(exchange)
+        raise UpstreamFailed(
+            Kind.TIMEOUT,
+            "The provider did not begin to answer in time.",
+            try_another=False,  # it has the request and may bill it: a second one would be billed as well
+            ending=Ending.TIMED_OUT,
+        )
+
+    def _sending(self, offer: Offer) -> None:
+        """The first byte is about to leave: from here on it costs, and a hang-up may only mute the reply."""
+        self._hold.sending()
+        abort = offer.abortable or self._up.config.on_hangup_hidden == "abort"
+        self._reply.mute_when_gone(mute=not abort)
+
+    def _patience(self, offer: Offer) -> tuple[float, float]:
+        """Seconds to the first content, and between content: more where the provider may think unseen."""
+        deadlines = self._up.config.deadlines
+        if not self._ask.stream or offer.model.hides_reasoning(self._ask.measures.reasoning):
+            return deadlines.first_content_reasoning_seconds, deadlines.idle_reasoning_seconds
+        return deadlines.first_content_seconds, deadlines.idle_seconds
+
+    async def _check(self, offer: Offer, exchange: Exchange) -> None:
+        """Note the status; raise if it is not one of success, or the body is not to be read."""
+        up, failover = self._up, self._up.config.failover
+        self._status = exchange.status
+        self._hold.answered(exchange.status, _upstream_id(offer, exchange))
+        if not 200 <= exchange.status < 300:
+            try:
+                body = await self._error_body(exchange)
+            except BaseException:
+                self._hold.attempt_failed(
+                    Ending.REFUSED, exchange.status
+                )  # so it was, whoever left meanwhile
+                raise
+            error = up.dialects[offer.dialect].read_error(exchange.status, body)
+            raise judge(exchange.status, exchange.headers, error, failover, up.private(offer))
+        encoding = exchange.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            # to decode it would let a few bytes become gigabytes, and hold streams back
+            because = "compressed its answer although asked not to"
+            leave = Leave(failover.rest_failed_seconds, because, hard=False, whole=True)
+            message = "The provider's answer cannot be read."
+            raise ProviderFailed(Kind.UPSTREAM_ERROR, message, leave, ending=Ending.BROKEN)
+
+    async def _error_body(self, exchange: Exchange) -> bytes:
+        """As much of an error answer as comes in time, within its bound."""
+        body, bytes_max = bytearray(), self._up.config.failover.error_bytes_max
+        with trio.move_on_after(ERROR_SECONDS):
+            try:
+                while len(body) < bytes_max and (chunk := await exchange.read()):
+                    body += chunk
+            except StreamBroken:
+                pass  # the status says enough
+        return bytes(body[:bytes_max])
+
+    async def _until_content(self, offer: Offer, exchange: Exchange) -> bytes:
+        """Read a stream up to where its content begins; of any other answer the status is enough.
+
+        Raises:
+            UpstreamFailed: it failed before that.
+        """
+        if not self._ask.stream:
+            return b""
+        prelude, kept = self._up.dialects[offer.dialect].prelude(), bytearray()
+        try:
+            while len(kept) < self._up.config.limits.frame_bytes_max:
+                chunk = await exchange.read()
+                if not chunk:
+                    raise _broken("The provider's answer ended before it began.")
+                kept += chunk
+                if prelude.feed(chunk):
+                    break
+        except StreamBroken as broken:
+            raise _broken(broken.message) from broken
+        except UpstreamFailed as failure:
+            failure.message = scrub(failure.message, self._up.private(offer))
+            raise
+        return bytes(kept)
+
+    def _learn(self, offer: Offer, failure: UpstreamFailed) -> None:
+        """Let the account rest as the failure says, or for a short while where it says nothing."""
+        if failure.kind is Kind.REFUSED_UPSTREAM:
+            return  # a stream that began with an error about the request: the account is well
+        if isinstance(failure, ProviderFailed):
+            leave = failure.leave
+        else:
+            seconds = self._up.config.failover.rest_failed_seconds
+            unreached = failure.ending is Ending.UNREACHED
+            leave = Leave(seconds, failure.ending.value, hard=False, whole=unreached)
+        self._up.let_rest(offer, leave, trio.current_time())
+
+    def _nobody(self, failed: UpstreamFailed | None) -> UpstreamFailed:
+        """What the caller is told when no account answered: the last failure, or when to come again.
+
+        The last attempt is still open in the books; it is settled by the ending of this failure.
+        """
+        if failed is not None and failed.kind is not Kind.NO_HEALTHY_UPSTREAM:
+            return failed
+        now = trio.current_time()
+        wait = math.ceil(max(self._up.pool.ready_at(self._offers, now) - now, 1.0))
+        return UpstreamFailed(
+            Kind.NO_HEALTHY_UPSTREAM,
+            failed.message if failed is not None else "No account is available at the provider for now.",
+            try_another=False,
+            retry_after_seconds=wait,
+            ending=failed.ending if failed is not None else Ending.NEVER_SENT,
+        )
+
+
+@define(eq=False)
+class OpenAnswer:
+    """A provider's answer, being read: bytes as they came, under the idle and total deadlines.
+
+    Idle is the time spent waiting for the provider without any new content; pings do not count as content,
+    and the time in which a slow client keeps us from reading does not count as idle.
+    """
+
+    offer: Offer
+    _exchange: Exchange
+    _kept: bytes
+    _meter: Metered
+    _stream: bool
+    _idle_seconds: float
+    _ends_at: float
+    _config: Config
+    status: int = field(init=False)
+    headers: Mapping[str, str] = field(init=False)
+    _idle_left: float = field(init=False)
+    _frames: int = field(default=-1, init=False)
+    _close_at: float = field(default=math.inf, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._idle_left = self._idle_seconds
+        self.status = self._exchange.status
+        self.headers = {
+            name: value
+            for name in KINDS[self.offer.kind].ANSWER_HEADERS
+            if (value := self._exchange.headers.get(name)) is not None
+        }
+
+    def __aiter__(self) -> "OpenAnswer":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next bytes as they were read.
+
+        Raises:
+            StreamBroken: the connection broke, or no content came for too long.
+        """
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            return kept
+        began = trio.current_time()
+        if self._meter.content_frames != self._frames:
+            self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
+        idle_at = began + self._idle_left
+        try:
+            with trio.CancelScope(deadline=min(idle_at, self._ends_at, self._close_at)):
+                chunk = await self._exchange.read()
+                if not chunk:
+                    raise StopAsyncIteration
+                self._waited(trio.current_time() - began, chunk)
+                return chunk
+        except StreamBroken:
+            if self._is_closing:
+                raise StopAsyncIteration from None
+            raise
+        if self._is_closing:
+            raise StopAsyncIteration
+        raise StreamBroken(Kind.TIMEOUT, "The provider's answer came to a standstill.", ending=Ending.STALLED)
+
+    def expect_close(self) -> None:
+        """The terminal event was seen: the provider has a moment to close, then the answer is over."""
+        if not self._is_closing:
+            self._close_at = trio.current_time() + self._config.deadlines.close_seconds
+
+    async def aclose(self) -> None:
+        """Close the provider's connection, unless the answer was read to its end."""
+        await _close(self._exchange)
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._close_at < math.inf
+
+    def _waited(self, seconds: float, chunk: bytes) -> None:
+        if not self._stream and chunk.strip():
+            self._idle_left = self._idle_seconds  # a body has no pings, and its content is metered at its end
+        else:
+            self._idle_left = max(self._idle_left - seconds, 0.0)
+
+
+def _upstream_id(offer: Offer, exchange: Exchange) -> str | None:
+    """What the provider calls this answer; for reconciling bills. Foreign text, so bounded."""
+    for name in KINDS[offer.kind].REQUEST_ID:
+        value = exchange.headers.get(name, "")
+        if value and value.isascii() and value.isprintable():
+            return str(value[:200])
+    return None
+
+
+def _broken(message: str) -> UpstreamFailed:
+    return UpstreamFailed(Kind.UPSTREAM_ERROR, message, try_another=True, ending=Ending.BROKEN)
+
+
+async def _close(exchange: Exchange | None) -> None:
+    if exchange is not None:
+        with trio.move_on_after(CLOSE_SHIELD_SECONDS, shield=True):
+            await exchange.aclose()

@@ -1,0 +1,303 @@
+import duckdb
+import pytest
+from attrs import evolve
+
+from accounting.audit import (
+    SHOWN_MAX,
+    Finding,
+    Totals,
+    audit_journal,
+    audit_ledger,
+    audit_state,
+    audit_store,
+    store_totals,
+    verify,
+)
+from accounting.hold import Snapshot
+from accounting.records import Ending, GrantKind, Key, Mark, Spender, UsageRecord, Wallet
+from accounting.store import Store
+from pricing.usage import Reported, Usage
+from proxy.config import DATA
+from tests.accounting.ledger_fakes import FakeClient, World, terms
+
+KEY = Key("k1", "w1", "d1", "fb…1", 1)
+HOUR_MS = 3_600_000
+
+
+def busy_world():
+    """Books in which everything has happened: charges, failures, expiry, an attempt still open."""
+    world = World()
+    world.fund(50_000)
+    world.fund(7_000, kind=GrantKind.PROMO, expires_ms=5_000)
+    world.fund(20_000, "w2")
+    world.fund(3_000, "w2", expires_ms=6_000)
+    world.books.put_down(KEY)
+    for number in range(6):
+        wallet = "w1" if number % 3 else "w2"
+        with world.books.hold(f"r{number}", Spender(wallet, "k1"), 1_000, FakeClient()) as hold:
+            hold.attempt(terms())
+            if number == 1:
+                continue
+            hold.sending()
+            if number == 2:
+                hold.attempt_failed(Ending.TIMED_OUT, 0)
+                hold.attempt(terms(account="spare"))
+                hold.sending()
+            hold.meter.report(Reported((Usage(input=10, output=100 if number == 3 else 20),), final=True))
+            hold.cover(b"x")
+            world.seconds += 3
+            hold.cover(b"x")
+    world.ms = 7_000
+    world.books.expire_due()
+    world.books.hold("r9", Spender("w1", "k1"), 900, FakeClient()).attempt(terms())
+    return world
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A busy world and a connection to its store."""
+    path = tmp_path_factory.mktemp("audit") / "books.duckdb"
+    world = busy_world()
+    records = list(enumerate(world.writer.records, 1))
+    store = Store.open(path, memory_limit="64MB", schema_dir=DATA / "schema")
+    for start in range(0, len(records), 7):
+        store.load(records[start : start + 7])
+    store.close()
+    connection = duckdb.connect(str(path))
+    yield world, connection
+    connection.close()
+
+
+@pytest.fixture
+def books(loaded):
+    """The same, with whatever a test does to the store undone after it."""
+    world, connection = loaded
+    connection.execute("BEGIN")
+
+    async def ask(sql, parameters):
+        return connection.execute(sql, list(parameters)).fetchall()
+
+    yield world, ask, connection
+    connection.execute("ROLLBACK")
+
+
+async def store_findings(ask, now_ms=8_000):
+    return await audit_store(ask, now_ms=now_ms, attempt_seconds_max=3600)
+
+
+def lines(world):
+    return list(enumerate(world.writer.records, 1))
+
+
+# -- books that are right ----------------------------------------------------------------------------
+
+
+async def test_books_in_order_have_no_findings(books):
+    world, ask, _ = books
+    snapshot = world.books.snapshot()
+    assert await store_findings(ask) == ()
+    assert await audit_ledger(ask, snapshot) == ()
+    assert audit_journal(lines(world), snapshot, await store_totals(ask, snapshot.seq)) == ()
+
+
+async def test_what_came_after_the_snapshot_does_not_count(books):
+    """Every prefix of the journal is in order with the ledger of that time, however far the store is."""
+    world, ask, _ = books
+    past = World()
+    for seq, record in lines(world):
+        past.ledger.replay(record)
+        snapshot = Snapshot(seq, past.ledger.state())
+        assert await audit_ledger(ask, snapshot) == ()
+        assert audit_journal(lines(world), snapshot, await store_totals(ask, seq)) == ()
+
+
+async def test_verifying_takes_the_snapshot_first_and_then_waits_for_the_store(books):
+    world, ask, connection = books
+    steps = []
+
+    def snapshot():
+        steps.append("snapshot")
+        return world.books.snapshot()
+
+    async def load():
+        steps.append("load")
+
+    async def read_journal(audit):
+        steps.append("journal")
+        return audit(lines(world))
+
+    async def found():
+        return await verify(
+            snapshot=snapshot,
+            load=load,
+            ask=ask,
+            read_journal=read_journal,
+            now_ms=8_000,
+            attempt_seconds_max=3600,
+        )
+
+    assert await found() == ()
+    assert steps == ["snapshot", "load", "journal"]
+    connection.execute("UPDATE usage SET legs = [] WHERE request = 'r4'")
+    assert {finding.invariant for finding in await found()} == {"I6", "I7", "I11"}
+    connection.execute("DELETE FROM usage WHERE request = 'r4'")
+    assert {finding.invariant for finding in await found()} == {"I5", "I6", "I11"}
+
+
+# -- books that are wrong ----------------------------------------------------------------------------
+
+WRONGS = [
+    ("UPDATE transfer SET amount = 0 WHERE kind = 'expiry'", "I1"),
+    ("UPDATE transfer SET amount = -5 WHERE kind = 'expiry'", "I1"),
+    ("UPDATE transfer SET credit = debit WHERE kind = 'expiry'", "I1"),
+    ("UPDATE grant_ SET amount = 5 WHERE wallet = 'w2'", "I2"),
+    ("INSERT INTO void SELECT 1000, request, number, '', 1 FROM usage LIMIT 1", "I3"),
+    ("INSERT INTO usage SELECT * FROM usage LIMIT 1", "I3"),
+    ("INSERT INTO attempt SELECT * FROM attempt LIMIT 1", "I3"),
+    ("DELETE FROM attempt WHERE request = 'r4'", "I3"),
+    ("UPDATE attempt SET seq = 1000 WHERE request = 'r4'", "I3"),
+    ("UPDATE attempt SET hold = hold + 1 WHERE request = 'r4'", "I3"),
+    ("UPDATE usage SET price_version = 'p_other' WHERE request = 'r4'", "I3"),
+    ("UPDATE usage SET seq = (SELECT min(seq) FROM grant_) WHERE request = 'r4'", "I4"),
+    ("UPDATE meta SET loaded_seq = loaded_seq - 1", "I4"),
+    ("UPDATE grant_ SET seq = 0 WHERE wallet = 'w2'", "I4"),
+    ("DELETE FROM meta", "I4"),
+    ("DELETE FROM transfer WHERE kind = 'usage'", "I6"),
+    ("UPDATE transfer SET amount = amount + 1 WHERE kind = 'cost'", "I6"),
+    ("UPDATE transfer SET amount = amount + 1 WHERE kind = 'top_up'", "I6"),
+    ("DELETE FROM usage WHERE request = 'r4'", "I6"),
+    ("UPDATE usage SET charged = charged + 1 WHERE request = 'r4'", "I7"),
+    ("UPDATE usage SET loss = loss + 1 WHERE request = 'r3'", "I7"),
+    ("UPDATE usage SET held = 5 WHERE request = 'r4'", "I7"),
+    ("UPDATE usage SET legs = [] WHERE request = 'r4'", "I7"),
+    ("UPDATE usage SET wallet = 'w2' WHERE request = 'r4'", "I7"),
+    ("DELETE FROM grant_ WHERE kind = 'promo'", "I7"),
+    ("UPDATE transfer SET grant_ = 'nobody' WHERE kind = 'expiry'", "I7"),
+    ("UPDATE transfer SET currency = 'EUR' WHERE kind = 'usage'", "I8"),
+    ("UPDATE usage SET currency = 'EUR' WHERE request = 'r4'", "I8"),
+    ("UPDATE api_key SET wallet = 'nobody'", "I8"),
+    ("UPDATE grant_ SET source_key = 'same'", "I9"),
+    ("UPDATE grant_ SET grant_ = 'same'", "I9"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "invariant"), WRONGS)
+async def test_what_is_wrong_in_the_store_is_found_and_named(books, wrong, invariant):
+    _, ask, connection = books
+    connection.execute(wrong)
+    found = await store_findings(ask)
+    assert invariant in {finding.invariant for finding in found}
+    assert all(finding.where and finding.what for finding in found)
+
+
+async def test_an_attempt_open_for_longer_than_an_answer_can_take_is_found(books):
+    _, ask, _ = books
+    assert await store_findings(ask, now_ms=7_000 + HOUR_MS) == ()
+    (finding,) = await store_findings(ask, now_ms=7_001 + HOUR_MS)
+    assert finding == Finding("I13", "open since 7000", "request r9, attempt 1")
+
+
+async def test_an_invariant_broken_everywhere_names_the_first_and_counts_the_rest(books):
+    _, ask, connection = books
+    connection.execute("INSERT INTO usage SELECT u.* FROM usage u, range(3)")
+    connection.execute("UPDATE usage SET loss = loss + 1")
+    found = [finding for finding in await store_findings(ask) if finding.invariant == "I7"]
+    assert len(found) == SHOWN_MAX + 1
+    assert found[-1].what.startswith("and ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "UPDATE grant_ SET amount = amount + 1 WHERE wallet = 'w2'",
+        "DELETE FROM grant_ WHERE wallet = 'w1'",
+        "UPDATE transfer SET amount = amount - 1 WHERE kind = 'expiry'",
+        "UPDATE usage SET legs = [] WHERE request = 'r4'",
+        "DELETE FROM attempt WHERE request = 'r9'",
+        "DELETE FROM void",
+        "UPDATE attempt SET hold = 1 WHERE request = 'r9'",
+    ],
+)
+async def test_memory_and_store_that_differ_are_found(books, wrong):
+    world, ask, connection = books
+    connection.execute(wrong)
+    assert {finding.invariant for finding in await audit_ledger(ask, world.books.snapshot())} == {"I11"}
+
+
+async def test_a_store_that_has_not_been_loaded_so_far_says_so(books):
+    world, ask, connection = books
+    connection.execute("UPDATE meta SET loaded_seq = 3")
+    (finding,) = await audit_ledger(ask, world.books.snapshot())
+    assert (finding.invariant, finding.where) == ("I4", "store")
+
+
+# -- memory and journal ------------------------------------------------------------------------------
+
+
+def test_a_wallet_that_does_not_add_up_is_found():
+    world = busy_world()
+    state = world.books.snapshot().state
+    one = state.wallets[0]
+    assert audit_state(state) == []
+    for wrong, invariants in (
+        (evolve(one, balance=one.balance + 1), {"I11"}),
+        (evolve(one, balance=-5, grants=(("g", -5),)), {"I2", "I12"}),
+        (evolve(one, held=one.balance + 1), {"I12"}),
+        (evolve(one, held=899), {"I12"}),
+    ):
+        found = audit_state(evolve(state, wallets=(wrong, *state.wallets[1:])))
+        assert {finding.invariant for finding in found} == invariants
+
+
+def journal_findings(world, changed, **snapshot):
+    before = world.books.snapshot()
+    totals = Totals()
+    for record in world.writer.records:
+        totals.count(record)
+    return audit_journal(changed, evolve(before, **snapshot), totals)
+
+
+def test_a_journal_with_a_gap_or_a_short_end_is_found():
+    world = busy_world()
+    (gap,) = journal_findings(world, [line for line in lines(world) if line[0] != 5])
+    assert (gap.invariant, gap.where) == ("I4", "journal, line 6")
+    (short,) = journal_findings(world, lines(world)[:-1])
+    assert (short.invariant, short.where) == ("I4", "journal")
+
+
+def test_a_journal_that_contradicts_itself_is_found():
+    world = busy_world()
+    records = lines(world)
+    records[4] = (5, records[2][1])
+    (finding,) = journal_findings(world, records)
+    assert (finding.invariant, finding.where) == ("I5", "journal, line 5")
+
+
+def test_a_journal_that_says_something_else_than_memory_or_store_is_found():
+    world = busy_world()
+    records = lines(world)
+    place, record = next((seq, one) for seq, one in records if isinstance(one, UsageRecord) and one.charged)
+    changed = records.copy()
+    changed[place - 1] = (place, evolve(record, cost=record.cost + 1))
+    (finding,) = journal_findings(world, changed)
+    assert (finding.invariant, finding.where) == ("I5", "store, cost")
+    leg = record.legs[0]
+    changed[place - 1] = (
+        place,
+        evolve(record, charged=record.charged - 1, legs=(evolve(leg, amount=leg.amount - 1),)),
+    )
+    assert {finding.where for finding in journal_findings(world, changed)} >= {"wallet w2", "store, charged"}
+    changed = [*records, (len(records) + 1, Wallet("w3", "", "USD", 1)), (len(records) + 2, KEY_2)]
+    found = journal_findings(world, changed, seq=len(records) + 2)
+    assert {finding.where for finding in found} == {"wallet w3", "keys"}
+    state = evolve(world.books.snapshot().state, open_attempts=())
+    assert [one.where for one in journal_findings(world, records, state=state)] == ["open attempts"]
+
+
+KEY_2 = evolve(KEY, key="k2", digest="d2")
+
+
+def test_lines_about_the_journal_itself_change_nothing():
+    totals = Totals()
+    totals.count(Mark(1, 1))
+    assert totals == Totals()

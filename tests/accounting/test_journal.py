@@ -1,0 +1,455 @@
+import errno
+import random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accounting.journal import (
+    HEAD_BYTES,
+    MARK_BYTES,
+    PLACE_BYTES,
+    BooksFailed,
+    NoRoom,
+    encode,
+)
+from accounting.records import (
+    LETTERS,
+    Account,
+    Attempt,
+    Carry,
+    CarryHead,
+    Key,
+    Leg,
+    Mark,
+    Transfer,
+    Wallet,
+)
+from tests.accounting.journal_fakes import (
+    DIRECTORY,
+    FakeDisk,
+    attempt,
+    calls,
+    fresh,
+    grant,
+    housekeep,
+    paths,
+    progress,
+    read,
+    records,
+    reopened,
+    settled,
+    sync,
+    void,
+    wallet,
+)
+
+EVERY_KIND = (
+    wallet(),
+    Key("k1", "w1", "ab" * 32, "fb_sk_…abcd", 5, "laptop", 60, None, 4, ("openai/*",), 900_000, None, True),
+    grant(amount=10**21),
+    Transfer("t1", "w1", Account.WALLET_PAID, Account.BREAKAGE, 2**70, "USD", "expiry", "g1", 7, "g1"),
+    attempt(1),
+    progress(1),
+    settled(1),
+    attempt(2),
+    void(2),
+)
+
+
+def fill(journal, until):
+    """Write settled calls until this is true."""
+    request = 1000
+    while not until():
+        request += 1
+        for record in calls(1, request):
+            journal.append(record)
+
+
+def fails(operation, error=errno.EIO):
+    def before(what, _path):
+        if what == operation:
+            raise OSError(error, "provoked")
+
+    return before
+
+
+def letters(disk, path):
+    return [
+        msgspec.json.decode(line)["t"]
+        for line in disk.content(path).rstrip(b"\0").splitlines()
+    ]
+
+
+def test_every_kind_of_record_comes_back_as_it_was_written():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    assert [journal.append(record) for record in EVERY_KIND] == list(range(1, len(EVERY_KIND) + 1))
+    assert records(disk) == list(enumerate(EVERY_KIND, 1))
+
+
+def test_a_line_is_json_with_crc_seq_and_kind_first():
+    line, crc = encode(wallet(), 7, 0)
+    assert line.startswith(b'{"c":"%08x","s":7,"t":"W",' % crc)
+    assert line.endswith(b"}\n")
+    assert msgspec.json.decode(line)["name"] == "Ada"
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), amount=st.integers(-(2**127), 2**127))
+@settings(max_examples=60, deadline=None)
+def test_any_text_and_any_amount_come_back_exactly(text, amount):
+    disk = FakeDisk()
+    journal = fresh(disk)
+    journal.append(Wallet(text, text, text, 1))
+    journal.append(settled(1, amount))
+    (_, first), (_, second) = records(disk)
+    assert first == Wallet(text, text, text, 1)
+    assert second.charged == amount
+    assert second.legs == ((Leg("g1", amount),) if amount else ())
+
+
+def test_a_kind_of_line_has_a_letter_for_every_record():
+    assert len(set(LETTERS.values())) == len(LETTERS)
+
+
+def test_lines_about_the_journal_are_never_longer_than_the_room_that_is_kept_for_them():
+    far = 2**63 - 1
+    assert len(encode(Mark(far, far), far, 0)[0]) <= MARK_BYTES
+    assert len(encode(CarryHead(far, far, far, "f" * 8), far, 0)[0]) <= HEAD_BYTES
+
+
+def test_a_record_is_written_before_append_returns():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    journal.append(wallet())
+    assert b'"Ada"' in disk.content(paths(disk)[0])
+
+
+# -- syncing ---------------------------------------------------------------------------------------------
+
+
+def test_a_mark_says_what_is_on_the_platter_and_needs_no_sync_of_its_own():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    journal.append(wallet())
+    sync(journal)
+    assert journal.synced_upto == journal.seq == 1
+    assert read(disk).synced_upto == 1
+    before = disk.content(paths(disk)[0])
+    sync(journal)
+    assert disk.content(paths(disk)[0]) == before
+
+
+def test_what_is_written_while_a_sync_runs_is_not_covered_by_it():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    journal.append(wallet())
+    planned = journal.begin_sync()
+    planned.run()
+    journal.append(grant())
+    journal.synced(planned)
+    assert journal.synced_upto == 1
+    assert read(disk).synced_upto == 1
+
+
+def test_a_segment_that_fills_up_while_a_sync_runs_is_synced_again_before_it_is_sealed():
+    disk = FakeDisk()
+    journal = fresh(disk, segment_bytes=2**15)
+    fill(journal, lambda: journal._file.offset * 2 > journal._file.size)
+    housekeep(journal)
+    planned = journal.begin_sync()
+    planned.run()
+    fill(journal, lambda: journal._full)
+    journal.synced(planned)
+    assert journal.synced_upto < journal.seq
+    housekeep(journal)
+    assert [path.suffix for path in paths(disk)] == [".open", ".open"]
+    before = journal.seq
+    sync(journal)
+    housekeep(journal)
+    assert [path.suffix for path in paths(disk)] == [".ndjson", ".open"]
+    disk.lose_power(random.Random(1))
+    assert read(disk).last_seq == before
+
+
+# -- segments --------------------------------------------------------------------------------------------
+
+
+def rolled(disk, *before):
+    """A journal that has gone on to its second segment."""
+    journal = fresh(disk, segment_bytes=2**15)
+    for record in before:
+        journal.append(record)
+    sync(journal)
+    fill(journal, lambda: journal._file.offset * 2 > journal._file.size)
+    housekeep(journal)
+    fill(journal, lambda: journal._full)
+    return journal
+
+
+def test_a_new_segment_opens_with_the_last_seq_and_every_attempt_that_is_open():
+    disk = FakeDisk()
+    first = (wallet(), grant(), attempt(1), attempt(2), attempt(3), attempt(4))
+    journal = rolled(disk, *first, progress(2, 5), progress(2, 6), settled(3), void(4))
+    lines = disk.content(paths(disk)[1]).rstrip(b"\0").splitlines()
+    head = msgspec.json.decode(lines[0], type=CarryHead)
+    carried = [msgspec.json.decode(line, type=Carry) for line in lines[1 : 1 + head.open_attempts]]
+    assert [(one.attempt, one.progress) for one in carried[:2]] == [
+        (attempt(1), None),
+        (attempt(2), progress(2, 6)),
+    ]
+    assert not {"r3", "r4"} & {one.attempt.request for one in carried}
+    assert len(carried) == len(lines[1:]) - (journal.seq - head.last_seq)
+
+
+def test_what_was_written_over_several_segments_is_read_as_one():
+    disk = FakeDisk()
+    journal = rolled(disk, wallet(), grant())
+    for _ in range(2000):
+        journal.append(settled(1))
+        sync(journal)
+        housekeep(journal)
+    assert len(paths(disk)) >= 5
+    assert [seq for seq, _ in records(disk)] == list(range(1, journal.seq + 1))
+
+
+def test_a_segment_is_sealed_only_when_the_head_of_the_next_is_durable():
+    disk = FakeDisk()
+    journal = rolled(disk, wallet(), grant(), attempt(1))
+    housekeep(journal)
+    assert paths(disk)[0].suffix == ".open"
+    sync(journal)
+    housekeep(journal)
+    assert paths(disk)[0].suffix == ".ndjson"
+    assert not disk.content(paths(disk)[0]).endswith(b"\0")
+
+
+def test_closing_seals_what_holds_records_and_removes_what_holds_none():
+    disk = FakeDisk()
+    journal = rolled(disk, wallet())
+    sync(journal)
+    housekeep(journal)
+    journal.close()
+    journal.close()
+    assert {path.suffix for path in paths(disk)} == {".ndjson"}
+    before = paths(disk)
+    again = reopened(disk)
+    again.close()
+    assert paths(disk) == before
+    with pytest.raises(BooksFailed, match="closed"):
+        again.append(wallet())
+    assert not again.reserve(1)
+
+
+def test_a_spare_is_made_in_time_and_leaves_nothing_behind_where_it_cannot_be():
+    disk = FakeDisk()
+    journal = fresh(disk, segment_bytes=2**15)
+    assert journal.housework() is None
+    fill(journal, lambda: journal._file.offset * 2 > journal._file.size)
+    disk.capacity = 0
+    chore = journal.housework()
+    assert journal.housework() is None
+    with pytest.raises(OSError, match="no space"):
+        chore.run()
+    journal.housework_done(chore)
+    assert len(paths(disk)) == 1
+    disk.capacity = 2**40
+    housekeep(journal)
+    assert len(paths(disk)) == 2
+
+
+def test_the_spare_has_all_its_bytes_before_it_is_used():
+    disk = FakeDisk()
+    journal = fresh(disk, segment_bytes=2**15)
+    fill(journal, lambda: journal._file.offset * 2 > journal._file.size)
+    housekeep(journal)
+    disk.capacity = 0
+    fill(journal, lambda: journal._full)
+    sync(journal)
+    assert journal.failed is None
+
+
+# -- room ------------------------------------------------------------------------------------------------
+
+
+def test_a_place_is_refused_where_what_was_promised_could_no_longer_be_written():
+    journal = fresh(FakeDisk(), segment_bytes=2**15)
+    taken = 0
+    while journal.reserve(1):
+        taken += 1
+    assert taken == (2**15 - journal._file.offset) // PLACE_BYTES
+    with pytest.raises(NoRoom):
+        while True:
+            journal.append(wallet())
+    journal.release(1)
+    assert journal.append(wallet()) == journal.seq
+    assert not journal.reserve(2)
+
+
+def test_places_that_were_not_taken_cannot_be_given_back():
+    journal = fresh(FakeDisk())
+    assert journal.reserve(2)
+    with pytest.raises(ValueError, match="given back"):
+        journal.release(3)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_reserved_place_always_finds_room(seed):
+    """Random calls on tiny segments, with spares that come late or not at all: what was promised is written."""
+    rng = random.Random(seed)
+    disk = FakeDisk()
+    journal = fresh(disk, segment_bytes=rng.choice([2**14, 2**15, 2**16]))
+    journal.append(wallet())
+    journal.append(grant())
+    under_way, request, refused = [], 0, 0
+    for _ in range(600):
+        match rng.randrange(6):
+            case 0 | 1:
+                if journal.reserve(2):
+                    request += 1
+                    journal.append(attempt(request), reserved=True)
+                    under_way.append(request)
+                else:
+                    refused += 1
+            case 2 if under_way:
+                journal.append(settled(under_way.pop(rng.randrange(len(under_way)))), reserved=True)
+            case 3 if under_way:
+                try:
+                    journal.append(progress(rng.choice(under_way)))
+                except NoRoom:
+                    refused += 1
+            case 4:
+                sync(journal)
+            case _ if rng.random() < 0.3:
+                disk.capacity = rng.choice([0, 2**40])
+                chore = journal.housework()
+                if chore is not None:
+                    try:
+                        chore.run()
+                    except OSError:
+                        refused += 1
+                    journal.housework_done(chore)
+    disk.capacity = 0
+    for one in under_way:
+        journal.append(settled(one), reserved=True)
+        sync(journal)
+    assert journal.failed is None
+    assert journal.reserved == 0
+    assert refused
+    assert read(disk).last_seq == journal.synced_upto == journal.seq
+
+
+def test_a_line_that_is_longer_than_its_place_is_still_written():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    assert journal.reserve(1)
+    long = Wallet("w" * 3 * PLACE_BYTES, "", "USD", 1)
+    journal.append(long, reserved=True)
+    assert records(disk) == [(1, long)]
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_is_cut_short_is_continued():
+    disk = FakeDisk(write_at_most=100)
+    journal = fresh(disk)
+    journal.append(wallet())
+    journal.append(grant())
+    assert records(disk) == [(1, wallet()), (2, grant())]
+
+
+def test_after_an_error_of_the_disk_nothing_is_written_or_synced_again():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    assert journal.reserve(2)
+    journal.append(wallet())
+    disk.before = fails("pwrite")
+    with pytest.raises(BooksFailed):
+        journal.append(grant(), reserved=True)
+    assert journal.reserved == 2
+    assert journal.seq == 1
+    assert journal.failed.errno == errno.EIO
+    disk.before = None
+    done = list(disk.operations)
+    with pytest.raises(BooksFailed):
+        journal.append(grant(), reserved=True)
+    with pytest.raises(BooksFailed):
+        journal.synced(journal.begin_sync())
+    assert not journal.reserve(1)
+    assert journal.housework() is None
+    journal.close()
+    assert disk.operations == done
+    assert records(disk) == [(1, wallet())]
+
+
+def test_a_write_that_writes_nothing_is_an_error():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    disk.write_at_most = 0
+    with pytest.raises(BooksFailed):
+        journal.append(wallet())
+
+
+def test_a_sync_that_fails_is_never_repeated():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    journal.append(wallet())
+    disk.before = fails("fdatasync")
+    planned = journal.begin_sync()
+    with pytest.raises(OSError, match="provoked") as caught:
+        planned.run()
+    journal.sync_failed(caught.value)
+    disk.before = None
+    with pytest.raises(BooksFailed):
+        journal.append(grant())
+    assert journal.synced_upto == 0
+
+
+def test_a_disk_that_is_full_is_said_when_the_journal_is_opened():
+    disk = FakeDisk(capacity=100)
+    with pytest.raises(OSError, match="no space"):
+        fresh(disk)
+    assert paths(disk) == []
+
+
+# -- going on --------------------------------------------------------------------------------------------
+
+
+def test_the_tail_above_the_last_mark_is_written_again_under_the_same_seqs_and_synced():
+    disk = FakeDisk()
+    journal = fresh(disk)
+    for record in (wallet(), grant(), attempt(1)):
+        journal.append(record)
+    sync(journal)
+    for record in (progress(1), settled(1), attempt(2)):
+        journal.append(record)
+    written = records(disk)
+    disk.kill()
+    again = reopened(disk)
+    assert again.seq == again.synced_upto == 6
+    assert letters(disk, paths(disk)[1]) == ["C0", "C", "P", "S", "A", "M"]
+    assert records(disk) == written
+    disk.lose_power(random.Random(3))
+    assert records(disk) == written
+    assert isinstance(written[-1][1], Attempt)
+
+
+def test_a_tail_longer_than_a_segment_gets_a_segment_that_holds_it():
+    disk = FakeDisk()
+    journal = fresh(disk, segment_bytes=2**17)
+    for record in (wallet(), *calls(40)):
+        journal.append(record)
+    disk.kill()
+    again = reopened(disk, segment_bytes=2**12)
+    assert again.seq == 81
+    again.append(grant())
+    assert [seq for seq, _ in records(disk)] == list(range(1, 83))
+
+
+def test_a_journal_directory_holds_nothing_but_segments():
+    disk = FakeDisk()
+    rolled(disk, wallet())
+    assert [path.name for path in paths(disk)] == ["00000001.open", "00000002.open"]
+    assert {path.parent for path in paths(disk)} == {DIRECTORY}

@@ -1,0 +1,502 @@
+import errno
+import math
+
+import pytest
+import trio
+from attrs import define, field
+
+from accounting.hold import Overloaded, Writer
+from accounting.journal import BooksFailed
+from accounting.recorder import BACKOFF_SECONDS, STOP_TRIES, Recorder
+from tests.accounting.journal_fakes import (
+    FakeDisk,
+    attempt,
+    calls,
+    fresh,
+    grant,
+    paths,
+    progress,
+    read,
+    records,
+    settled,
+    wallet,
+)
+
+
+@define(eq=False)
+class FakeStore:
+    """A store of a list; it is slow, or fails, as it is told."""
+
+    loaded: list = field(factory=list)
+    slices: list[int] = field(factory=list)
+    error: Exception | None = None
+    committed_before_error: bool = False
+    seconds: float = 0.0
+    reopened: int = 0
+
+    def load(self, records):
+        if self.error is None or self.committed_before_error:
+            assert records[0][0] == len(self.loaded) + 1, "a line is loaded twice, or left out"
+            self.loaded += records
+            self.slices.append(len(records))
+        if self.error is not None:
+            raise self.error
+        return len(self.loaded)
+
+    def reopen(self):
+        self.reopened += 1
+        if self.error is not None and not self.committed_before_error:
+            raise self.error
+        self.error = None
+        return len(self.loaded)
+
+
+@define(eq=False)
+class World:
+    """A recorder on a fake disk and a fake store; work in threads takes virtual time."""
+
+    disk: FakeDisk = field(factory=FakeDisk)
+    store: FakeStore = field(factory=FakeStore)
+    sync_seconds: float = 0.001
+    events: list = field(factory=list)
+    works: list[str] = field(factory=list)
+    segment_bytes: int = 2**20
+    recorder: Recorder = None
+
+    async def in_thread(self, work):
+        name = getattr(work, "__qualname__", repr(work))
+        self.works.append(name)
+        await trio.sleep(self.store.seconds if "_load_once" in name else self.sync_seconds)
+        return work()
+
+    def build(self, **settings):
+        journal = fresh(self.disk, segment_bytes=self.segment_bytes)
+        self.recorder = Recorder(
+            journal,
+            self.store,
+            trio.current_time,
+            self.in_thread,
+            loaded=0,
+            log=lambda event, **fields: self.events.append((event, fields)),
+            **settings,
+        )
+        return self.recorder
+
+    def syncs(self):
+        return sum("Sync.run" in name for name in self.works)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+async def recorder(world, nursery):
+    recorder = world.build()
+    await nursery.start(recorder.run)
+    yield recorder
+    recorder.close()
+
+
+def fails(operation, error=errno.EIO):
+    def before(what, _path):
+        if what == operation:
+            raise OSError(error, "provoked")
+
+    return before
+
+
+async def test_it_is_what_a_hold_writes_to(recorder, autojump_clock):
+    writer: Writer = recorder
+    writer.reserve(2)
+    assert writer.write(attempt(1), reserved=True) == 1
+    writer.release(1)
+    await writer.durable(1)
+
+
+async def test_what_is_durable_is_on_the_platter_and_marked(world, recorder, autojump_clock):
+    seq = recorder.write(wallet())
+    assert recorder.oldest_unsynced_seconds == 0.0
+    await recorder.durable(seq)
+    (path,) = paths(world.disk)
+    assert b'"Ada"' in world.disk.names_now[path].platter
+    assert b'"t":"M"' in world.disk.content(path)
+    assert recorder.health().synced == 1
+
+
+async def test_a_record_is_in_the_journal_when_write_returns(world, recorder, autojump_clock):
+    recorder.write(wallet())
+    assert records(world.disk) == [(1, wallet())]
+
+
+async def test_all_that_is_written_while_a_sync_runs_shares_the_next(world, recorder, autojump_clock):
+    world.sync_seconds = 1.0
+    first = recorder.write(wallet())
+    await trio.sleep(0.5)
+    later = [recorder.write(record) for record in [grant(), *calls(20)]]
+    async with trio.open_nursery() as nursery:
+        for seq in (first, *later):
+            nursery.start_soon(recorder.durable, seq)
+    assert world.syncs() == 2
+    assert trio.current_time() == pytest.approx(2.0)
+
+
+async def test_a_waiter_is_released_by_the_sync_that_covers_it_and_not_before(world, recorder, autojump_clock):
+    world.sync_seconds = 1.0
+    recorder.write(wallet())
+    await trio.sleep(0.5)
+    seq = recorder.write(grant())
+    with trio.move_on_after(1.2) as early:
+        await recorder.durable(seq)
+    assert early.cancelled_caught
+    await recorder.durable(seq)
+    assert trio.current_time() == pytest.approx(2.0)
+
+
+async def test_nothing_is_synced_while_nothing_is_written(world, recorder, autojump_clock):
+    await recorder.durable(recorder.write(wallet()))
+    await trio.sleep(1000)
+    assert world.syncs() == 1
+
+
+async def test_what_is_durable_already_is_not_waited_for(recorder, autojump_clock):
+    await recorder.durable(recorder.write(wallet()))
+    before = trio.current_time()
+    await recorder.durable(1)
+    assert trio.current_time() == before
+
+
+# -- loading ---------------------------------------------------------------------------------------------
+
+
+async def test_what_is_synced_is_loaded_within_a_second_in_order_and_once(world, recorder, autojump_clock):
+    written = [wallet(), grant(), *calls(10)]
+    for record in written:
+        recorder.write(record)
+        await trio.sleep(0.1)
+    await trio.sleep(1)
+    assert world.store.loaded == list(enumerate(written, 1))
+    assert (recorder.loaded, recorder.unloaded) == (22, 0)
+
+
+async def test_only_what_is_synced_is_loaded(world, recorder, autojump_clock):
+    world.sync_seconds = 30.0
+    recorder.write(wallet())
+    await trio.sleep(29)
+    assert world.store.loaded == []
+    await trio.sleep(2)
+    assert world.store.loaded == [(1, wallet())]
+
+
+async def test_a_slice_is_no_longer_than_it_may_be(world, nursery, autojump_clock):
+    recorder = world.build(load_records_max=7)
+    await nursery.start(recorder.run)
+    for record in [wallet(), grant(), *calls(10)]:
+        recorder.write(record)
+    await recorder.flush()
+    assert world.store.slices == [7, 7, 7, 1]
+    assert trio.current_time() < 1
+    recorder.close()
+
+
+async def test_the_tail_that_is_not_loaded_answers_for_a_request(world, recorder, autojump_clock):
+    world.store.seconds = 5.0
+    recorder.write(attempt(1))
+    recorder.write(settled(1, 0))
+    recorder.write(attempt(1, 2))
+    recorder.write(settled(1, 9, number=2))
+    recorder.write(settled(2))
+    assert recorder.usage_of("r1") == (settled(1, 0), settled(1, 9, number=2))
+    assert list(recorder.unloaded_usage()) == [
+        (2, settled(1, 0)),
+        (4, settled(1, 9, number=2)),
+        (5, settled(2)),
+    ]
+    await recorder.flush()
+    assert recorder.usage_of("r1") == ()
+    assert list(recorder.unloaded_usage()) == []
+
+
+async def test_a_slow_store_delays_no_sync(world, recorder, autojump_clock):
+    world.store.seconds = 5.0
+    await recorder.durable(recorder.write(wallet()))
+    await trio.sleep(1)  # the load is under way now
+    for record in calls(20):
+        before = trio.current_time()
+        await recorder.durable(recorder.write(record))
+        assert trio.current_time() - before < 0.01
+    assert recorder.unloaded == 41
+
+
+async def test_a_store_that_fails_is_reopened_and_loading_goes_on(world, recorder, autojump_clock):
+    world.store.error = RuntimeError("disk full")
+    for record in [wallet(), grant()]:
+        await recorder.durable(recorder.write(record))
+    await trio.sleep(2)
+    assert "disk full" in recorder.health().store_error
+    assert recorder.failed is None
+    assert ("store_failed", BACKOFF_SECONDS[0]) in [
+        (event, fields["pause_seconds"]) for event, fields in world.events
+    ]
+    await recorder.durable(recorder.write(attempt(1)))
+    world.store.error = None
+    await trio.sleep(BACKOFF_SECONDS[1] + 1)
+    assert len(world.store.loaded) == 3
+    assert recorder.health().store_error is None
+
+
+async def test_a_commit_that_failed_and_yet_succeeded_is_not_repeated(world, recorder, autojump_clock):
+    world.store.error = RuntimeError("COMMIT succeeded, the checkpoint failed")
+    world.store.committed_before_error = True
+    for record in [wallet(), grant(), *calls(3)]:
+        recorder.write(record)
+    await trio.sleep(2)
+    assert world.store.reopened == 1
+    assert [seq for seq, _ in world.store.loaded] == list(range(1, 9))
+
+
+async def test_a_store_that_stays_broken_is_asked_less_and_less_often(world, recorder, autojump_clock):
+    world.store.error = RuntimeError("broken")
+    recorder.write(wallet())
+    await trio.sleep(100)
+    assert world.store.reopened < 20
+    with pytest.raises(Overloaded, match="broken"):
+        await recorder.flush()
+
+
+# -- bounds ----------------------------------------------------------------------------------------------
+
+
+async def test_records_that_wait_for_the_store_close_the_door_at_their_bound(world, nursery, autojump_clock):
+    recorder = world.build(unloaded_max=10)
+    await nursery.start(recorder.run)
+    world.store.error = RuntimeError("broken")
+    recorder.reserve(4)
+    for record in [wallet(), grant(), attempt(1), attempt(2), attempt(3), attempt(4)]:
+        recorder.write(record)
+    with pytest.raises(Overloaded, match="wait for the store"):
+        recorder.write(progress(1))
+    with pytest.raises(Overloaded, match="wait for the store"):
+        recorder.reserve(1)
+    for request in (1, 2, 3, 4):
+        recorder.write(settled(request), reserved=True)
+    await recorder.durable(10)
+    world.store.error = None
+    await trio.sleep(BACKOFF_SECONDS[1] * 2)
+    recorder.reserve(1)
+    recorder.close()
+
+
+async def test_a_disk_that_takes_too_long_closes_the_door(world, recorder, autojump_clock):
+    world.sync_seconds = 60.0
+    recorder.reserve(1)
+    recorder.write(wallet())
+    await trio.sleep(9)
+    recorder.reserve(1)
+    await trio.sleep(2)
+    assert recorder.oldest_unsynced_seconds == pytest.approx(11)
+    with pytest.raises(Overloaded, match="too slow"):
+        recorder.reserve(1)
+    recorder.write(attempt(1), reserved=True)
+    await recorder.durable(2)
+    recorder.reserve(1)
+
+
+async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(world, nursery, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    await nursery.start(recorder.run)
+    world.disk.capacity = 0
+    taken = 0
+    with pytest.raises(Overloaded, match="no room"):
+        while True:
+            recorder.reserve(1)
+            taken += 1
+    await trio.sleep(1)
+    assert ("journal_chore_failed", errno.ENOSPC) in [(event, errno.ENOSPC) for event, _ in world.events]
+    with pytest.raises(Overloaded, match="no room"):
+        recorder.reserve(1)
+    world.disk.capacity = 2**40
+    await trio.sleep(BACKOFF_SECONDS[1] * 2)
+    recorder.reserve(1)
+    assert taken
+    recorder.close()
+
+
+# -- failing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "fdatasync"])
+async def test_an_error_of_the_disk_ends_every_promise(world, autojump_clock, operation):
+    recorder = world.build()
+    with pytest.raises(BooksFailed, match="provoked"):
+        async with _task(recorder) as nursery:
+            recorder.reserve(2)
+            await recorder.durable(recorder.write(wallet()))
+            world.sync_seconds = 1.0
+            world.disk.before = fails(operation)
+            if operation == "fdatasync":
+                seq = recorder.write(grant())
+                with pytest.raises(Overloaded, match="failed"):
+                    await recorder.durable(seq)
+            else:
+                with pytest.raises(Overloaded, match="failed"):
+                    recorder.write(grant())
+            await recorder.wait_failed()
+            world.disk.before = None
+            assert "provoked" in recorder.health().failed
+            for refused in (
+                lambda: recorder.reserve(1),
+                lambda: recorder.write(attempt(1)),
+                lambda: recorder.write(attempt(1), reserved=True),
+            ):
+                with pytest.raises(Overloaded, match="failed"):
+                    refused()
+            await recorder.durable(1)
+            with pytest.raises(Overloaded, match="failed"):
+                await recorder.durable(2)
+            assert recorder.journal.reserved == 2
+            recorder.close()
+            nursery.cancel_scope.cancel()  # no effect: it ends by itself
+    assert [event for event, _ in world.events] == ["books_failed"]
+    assert read(world.disk).synced_upto == 1
+    assert world.store.loaded == [(1, wallet())]
+
+
+async def test_everybody_who_waits_learns_of_it(world, autojump_clock):
+    recorder = world.build()
+    world.sync_seconds = 1.0
+    learned = []
+
+    async def wait(seq):
+        with pytest.raises(Overloaded):
+            await recorder.durable(seq)
+        learned.append(seq)
+
+    with pytest.raises(BooksFailed):
+        async with _task(recorder) as nursery:
+            recorder.write(wallet())
+            nursery.start_soon(wait, 1)
+            await trio.sleep(0.5)
+            recorder.write(grant())
+            nursery.start_soon(wait, 2)
+            world.disk.before = fails("fdatasync")
+            await recorder.wait_failed()
+            recorder.close()
+    assert learned == [1, 2]
+
+
+async def test_a_dead_recorder_is_failed_books(world, autojump_clock):
+    recorder = world.build()
+
+    async def breaks(work):
+        raise LookupError("a fault of ours")
+
+    recorder.run_in_thread = breaks
+    with pytest.raises(ExceptionGroup) as caught:
+        async with _task(recorder):
+            seq = recorder.write(wallet())
+            with pytest.raises(Overloaded):
+                await recorder.durable(seq)
+    assert caught.group_contains(LookupError)
+    assert isinstance(recorder.failed, BaseException)
+    with pytest.raises(Overloaded):
+        recorder.reserve(1)
+
+
+# -- stopping --------------------------------------------------------------------------------------------
+
+
+async def test_closing_brings_everything_to_the_platter_and_the_store_and_seals(world, autojump_clock):
+    recorder = world.build(load_records_max=3)
+    world.sync_seconds = 0.5
+    written = [wallet(), grant(), *calls(5)]
+    async with _task(recorder):
+        for record in written:
+            recorder.write(record)
+        recorder.close()
+    assert world.store.loaded == list(enumerate(written, 1))
+    (path,) = paths(world.disk)
+    assert path.suffix == ".ndjson"
+    assert read(world.disk).synced_upto == len(written)
+    with pytest.raises(Overloaded, match="closed"):
+        recorder.write(wallet())
+    with pytest.raises(Overloaded, match="closed"):
+        recorder.reserve(1)
+    await recorder.durable(len(written))
+
+
+async def test_a_reserved_write_after_closing_is_refused_before_it_is_in_the_journal(world, autojump_clock):
+    recorder = world.build()
+    async with _task(recorder):
+        recorder.reserve(1)
+        recorder.close()
+        with pytest.raises(Overloaded, match="closed"):
+            recorder.write(wallet(), reserved=True)
+    assert records(world.disk) == []
+
+
+async def test_a_cancelled_recorder_goes_on_until_it_is_closed(world, autojump_clock):
+    recorder = world.build()
+    with trio.CancelScope() as scope:
+        async with _task(recorder):
+            scope.cancel()
+            with trio.CancelScope(shield=True):
+                await recorder.durable(recorder.write(wallet()))
+                await trio.sleep(5)
+                await recorder.durable(recorder.write(grant()))
+            recorder.close()
+    assert len(world.store.loaded) == 2
+
+
+async def test_a_store_that_is_broken_does_not_keep_the_recorder_from_stopping(world, autojump_clock):
+    recorder = world.build()
+    world.store.error = RuntimeError("broken")
+    async with _task(recorder):
+        recorder.write(wallet())
+        recorder.close()
+    assert world.store.reopened <= STOP_TRIES
+    assert read(world.disk).synced_upto == 1
+
+
+async def test_segments_are_sealed_and_spares_made_as_it_goes_on(world, nursery, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    await nursery.start(recorder.run)
+    for record in [wallet(), grant(), *calls(100)]:
+        await recorder.durable(recorder.write(record))
+    await recorder.flush()
+    await trio.sleep(1)
+    assert [path.suffix for path in paths(world.disk)].count(".ndjson") >= 3
+    assert read(world.disk).last_seq == 202
+    recorder.close()
+
+
+async def test_ids_of_places_balance_over_reserve_release_and_write(recorder, autojump_clock):
+    recorder.reserve(3)
+    recorder.write(attempt(1), reserved=True)
+    recorder.release(1)
+    assert recorder.health().reserved == 1
+    assert not math.isnan(recorder.health().unsynced_seconds)
+
+
+class _task:  # noqa: N801 - reads as a function
+    """The recorder's task, for as long as the block; what it raises is raised as it is."""
+
+    def __init__(self, recorder):
+        self.recorder = recorder
+
+    async def __aenter__(self):
+        self.manager = trio.open_nursery()
+        nursery = await self.manager.__aenter__()
+        await nursery.start(self.recorder.run)
+        return nursery
+
+    async def __aexit__(self, *exc):
+        try:
+            return await self.manager.__aexit__(*exc)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise

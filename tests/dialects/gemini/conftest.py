@@ -1,0 +1,96 @@
+"""What the tests of this dialect share: the dialect, an offer, and recordings that are fed through it."""
+
+from pathlib import Path as File
+
+import pytest
+
+from pricing.catalog import Model
+from pricing.price import Bounds, Price, Rates, Tier
+from pricing.usage import Meter
+from proxy.config import RequestLimits
+from proxy.dialects.gemini import Gemini
+from proxy.errors import StreamBroken
+from proxy.types import Ask, Measures, Offer
+
+RECORDINGS = File(__file__).parents[2] / "recordings"
+
+
+@pytest.fixture
+def dialect():
+    return Gemini(RequestLimits())
+
+
+@pytest.fixture
+def recording():
+    return lambda name: (RECORDINGS / name).read_bytes()
+
+
+@pytest.fixture
+def offer():
+    tiers = (Tier(0, Rates(input=3, output=15)),)
+    model = Model(
+        id="google/gemini-3-pro",
+        vendor="google",
+        name="Gemini",
+        wire_name="gemini-3-pro",
+        dialect="gemini",
+        context_window=1_000_000,
+        output_max=64_000,
+        output_field="maxOutputTokens",
+        reasoning="on",
+        image_tokens_max=1600,
+        audio_tokens_per_second_max=32,
+        message_tokens=8,
+        tools_tokens=400,
+        dense_bytes_per_token=2,
+        tokens_per_second_max=300,
+        tiers=tiers,
+    )
+    return Offer(
+        provider="google",
+        kind="gemini",
+        account="main",
+        dialect="gemini",
+        model=model,
+        wire_name="gemini-3-pro",
+        price=Price("google/gemini-3-pro", "p_0", tiers),
+        bounds=Bounds(input=1, output=1),
+    )
+
+
+class Run:
+    """One answer fed through a translator, in the pieces that it was cut into."""
+
+    def __init__(self, dialect, pieces, *, stream=True, receipt=None, choices=1, array=False, free=False):
+        self.meter = Meter()
+        self.written = b""
+        self.tail = None
+        self.failure = None
+        ask = Ask(
+            dialect="gemini",
+            model="m",
+            stream=stream,
+            measures=Measures(text_bytes=1, choices=choices),
+            fields={},
+            free=free,
+            gemini_array=array,
+        )
+        translator = dialect.passthrough(ask, self.meter)
+        try:
+            for piece in pieces:
+                self.written += translator.feed(piece)
+            self.ended = translator.ended
+            translator.finish()
+            self.tail = translator.end(receipt)
+        except StreamBroken as broken:
+            self.failure = broken
+
+    @property
+    def outcome(self):
+        failure = None if self.failure is None else (self.failure.kind, self.failure.message)
+        return self.written, self.tail, failure, self.meter.reported
+
+
+@pytest.fixture
+def run(dialect):
+    return lambda *pieces, **more: Run(dialect, pieces, **more)

@@ -1,0 +1,372 @@
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from accounting.records import Ending, Receipt, UsageRecord
+from pricing.usage import Meter, Source, Usage
+from proxy.errors import Kind, UpstreamFailed
+from proxy.types import Ask, Measures
+
+SOUND = ("text", "thinking", "tools", "cached_media", "two_candidates", "blocked")
+BROKEN = ("error_raw", "error_frame", "error_early", "cut")
+
+
+def receipt(charged):
+    record = UsageRecord(
+        request="r",
+        number=1,
+        wallet="w",
+        key="k",
+        model="m",
+        provider="p",
+        account="a",
+        dialect="gemini",
+        stream=True,
+        outcome=Ending.COMPLETE,
+        status=200,
+        source=Source.REPORTED,
+        usage=Usage(),
+        price_version="v",
+        markup_ppm=10**6,
+        held=charged,
+        price=charged,
+        charged=charged,
+        cost=charged,
+        loss=0,
+        currency="USD",
+        started_ms=0,
+        ended_ms=0,
+    )
+    return Receipt(request="r", record=record, balance=0, held=0)
+
+
+def choices(name):
+    return 2 if name == "two_candidates" else 1
+
+
+def responses(data):
+    lines = data.decode().split("\r\n")
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+def frame(*, text="x", finish=None, index=0, usage=None, **more):
+    candidate = {"content": {"parts": [{"text": text}], "role": "model"}, "index": index}
+    if finish is not None:
+        candidate["finishReason"] = finish
+    response = {"candidates": [candidate], **more}
+    if usage is not None:
+        response["usageMetadata"] = {"promptTokenCount": 5, "candidatesTokenCount": usage}
+    return f"data: {json.dumps(response)}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_stream_goes_through_byte_for_byte(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    seen = run(data, choices=choices(name))
+    assert seen.failure is None
+    assert seen.written + seen.tail == data
+    assert seen.ended
+    assert seen.meter.reported.final
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_the_frame_that_finishes_the_last_candidate_is_withheld(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    seen = run(data, choices=choices(name))
+    (last,) = responses(seen.tail)
+    assert last == responses(data)[-1]
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("name", SOUND + BROKEN)
+def test_cut_into_two_at_every_byte_it_comes_out_the_same(run, recording, name, array):
+    data = recording(f"gemini_{name}.sse")
+    assert len(data) <= 4096
+    whole = run(data, choices=choices(name), array=array)
+    for at in range(1, len(data)):
+        cut = run(data[:at], data[at:], choices=choices(name), array=array)
+        assert cut.outcome[1:] == whole.outcome[1:], at
+        # Where the error is all that there is, an array may or may not have been opened before it.
+        assert cut.written.removeprefix(b"[") == whole.written.removeprefix(b"["), at
+
+
+@pytest.mark.parametrize("name", SOUND + BROKEN)
+def test_byte_by_byte_it_comes_out_the_same(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    pieces = (data[at : at + 1] for at in range(len(data)))
+    assert run(*pieces, choices=choices(name)).outcome == run(data, choices=choices(name)).outcome
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_stream_that_is_cut_short_anywhere_never_looks_like_success(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    complete = len(data.rstrip())
+    for length in range(len(data)):
+        seen = run(data[:length], choices=choices(name))
+        if length < complete:
+            assert seen.failure is not None, length
+            assert seen.failure.ending is Ending.BROKEN
+            assert data.startswith(seen.written)
+        else:  # only the blank line is missing: it is made up for
+            assert (seen.written + seen.tail).rstrip() == data.rstrip(), length
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 1400), max_size=12))
+def test_any_cuts_give_the_same_bytes_and_the_same_bill(run, recording, cuts):
+    data = recording("gemini_thinking.sse")
+    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    pieces = [data[at[number] : at[number + 1]] for number in range(len(at) - 1)]
+    assert run(*pieces).outcome == run(data).outcome
+
+
+def test_thoughts_are_billed_as_output(run, recording):
+    assert run(recording("gemini_thinking.sse")).meter.reported.legs == (
+        Usage(input=21, output=319, reasoning=312, requests=1),
+    )
+
+
+def test_every_modality_is_billed_in_its_bucket(run, recording):
+    assert run(recording("gemini_cached_media.sse")).meter.reported.legs == (
+        Usage(
+            input=604,
+            cache_read=3696,
+            audio_cached=400,
+            audio_input=100,
+            image_input=300,
+            output=6,
+            requests=1,
+        ),
+    )
+
+
+def test_a_blocked_prompt_is_an_end_with_a_bill(run, recording):
+    seen = run(recording("gemini_blocked.sse"))
+    assert seen.meter.reported.legs == (Usage(input=12, requests=1),)
+    assert seen.meter.content_frames == 0
+
+
+def test_text_that_speaks_of_usage_is_only_text(run, recording):
+    assert run(recording("gemini_text.sse")).meter.reported.legs == (Usage(input=8, output=18, requests=1),)
+
+
+def test_in_the_middle_the_report_is_a_running_total(run):
+    seen = run(frame(usage=3))
+    assert seen.meter.reported.legs == (Usage(input=5, output=3, requests=1),)
+    assert not seen.meter.reported.final
+
+
+def test_content_bytes_bound_the_text_and_leave_out_the_usage(run):
+    seen = run(frame(text="x" * 500, usage=3) * 3)
+    assert seen.meter.content_frames == 3
+    assert 1500 <= seen.meter.content_bytes < 1700
+
+
+def test_one_finished_candidate_of_two_is_not_the_end(run):
+    first = frame(finish="STOP", index=0, usage=3)
+    seen = run(first, choices=2)
+    assert not seen.ended
+    second = frame(index=1, usage=4)
+    last = frame(finish="STOP", index=1, usage=5)
+    seen = run(first, second, last, choices=2)
+    assert seen.written + seen.tail == first + second + last
+    assert seen.meter.reported.legs[0].output == 5
+
+
+def test_fewer_candidates_than_asked_for_end_with_the_connection(run):
+    only = frame(finish="STOP", usage=3)
+    seen = run(only, choices=2)
+    assert (seen.failure, seen.tail) == (None, only)
+    assert seen.meter.reported.final
+
+
+def test_usage_that_follows_the_finish_is_waited_for(run):
+    finish = frame(finish="STOP")
+    seen = run(finish)
+    assert not seen.ended
+    assert seen.failure is None
+    usage = b'data: {"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2}}\r\n\r\n'
+    seen = run(finish, usage)
+    assert seen.ended
+    assert seen.tail == finish + usage
+    assert seen.meter.reported.final
+
+
+def test_a_torn_frame_behind_the_end_takes_nothing_from_the_answer(run):
+    finish = frame(finish="STOP")
+    seen = run(finish, b'data: {"usageMeta')
+    assert (seen.failure, seen.tail) == (None, finish)
+
+
+@pytest.mark.parametrize("name", ["error_raw", "error_frame"])
+def test_an_error_after_content_ends_the_stream_behind_the_last_good_frame(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    seen = run(data)
+    assert seen.written == data[: data.index(b"\r\n\r\n") + 4]
+    assert seen.failure.kind is Kind.NO_HEALTHY_UPSTREAM
+    assert "(UNAVAILABLE)" in seen.failure.message
+
+
+def test_an_error_behind_a_finished_answer_is_still_an_error(run):
+    raw = b'{"error": {"code": 500, "message": "m", "status": "INTERNAL"}}\n'
+    assert run(frame(finish="STOP"), raw).failure is not None
+
+
+def test_an_event_that_cannot_be_read_breaks_the_stream(run):
+    assert "not a response" in run(b"data: nonsense\r\n\r\n").failure.message
+
+
+def test_blank_lines_and_comments_are_relayed(run, recording):
+    data = b"\r\n\r\n: hello\n\n" + recording("gemini_text.sse")
+    seen = run(data)
+    assert seen.written + seen.tail == data
+
+
+def test_the_cost_is_added_to_the_last_usage_report(run, recording):
+    data = recording("gemini_text.sse")
+    seen = run(data, receipt=receipt(1_234_500_000))
+    (last,) = responses(seen.tail)
+    assert last["usageMetadata"]["cost"] == "0.0012345"
+    assert last["usageMetadata"]["cost_micro"] == 1235
+    assert last["usageMetadata"]["totalTokenCount"] == 26
+    assert seen.tail.endswith(b"\r\n\r\n")
+
+
+def test_a_receipt_without_a_record_adds_nothing(run, recording):
+    data = recording("gemini_text.sse")
+    seen = run(data, receipt=Receipt(request="r", record=None, balance=0, held=0))
+    assert seen.written + seen.tail == data
+
+
+def test_an_end_without_usage_is_left_as_it_is(run):
+    finish = frame(finish="STOP")
+    assert run(finish, receipt=receipt(5)).tail == finish
+
+
+# --- without alt=sse: one JSON array -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_without_sse_the_stream_is_one_json_array_of_the_same_responses(run, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    seen = run(data, choices=choices(name), array=True)
+    assert json.loads(seen.written + seen.tail) == responses(data)
+
+
+def test_heartbeats_between_elements_leave_the_array_whole(run, recording):
+    data = recording("gemini_text.sse")
+    half = data.index(b"\r\n\r\n") + 4
+    first, second = run(data[:half], array=True).written, run(data, array=True)
+    assert second.written.startswith(first)
+    rest = second.written[len(first) :] + second.tail
+    assert len(json.loads(b"\n" + first + b"\n\n" + rest)) == 4
+
+
+def test_an_error_becomes_the_last_element(dialect, run, recording):
+    seen = run(recording("gemini_error_raw.sse"), array=True)
+    array = json.loads(seen.written + dialect.error_element(seen.failure, "req_1"))
+    assert "candidates" in array[0]
+    assert array[1]["error"]["status"] == "UNAVAILABLE"
+
+
+def test_the_cost_stands_in_the_last_element(run, recording):
+    seen = run(recording("gemini_text.sse"), array=True, receipt=receipt(10**12))
+    assert json.loads(seen.written + seen.tail)[-1]["usageMetadata"]["cost"] == "1.00"
+
+
+def test_the_cost_so_far_goes_along_for_those_who_asked(dialect, recording):
+    data = recording("gemini_text.sse")
+    for live in (True, False):
+        asked = Ask(
+            dialect="gemini",
+            model="m",
+            stream=True,
+            measures=Measures(text_bytes=1),
+            fields={},
+            live_cost=live,
+            gemini_array=True,
+        )
+        written = dialect.passthrough(asked, Meter(), lambda: 1_500_000).feed(data)
+        first = json.loads(written.rstrip(b"\n,") + b"]")[0]
+        assert first.get("credits") == ({"cost_micro": 2} if live else None)
+
+
+def test_an_odd_index_is_the_only_candidate(run):
+    data = b'data: {"candidates": [{"index": null, "finishReason": "STOP"}]}\r\n\r\n'
+    assert run(data).failure is None
+
+
+# --- the prelude ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_content_begins_with_the_first_response_wherever_the_stream_is_cut(dialect, recording, name):
+    data = recording(f"gemini_{name}.sse")
+    whole = data.index(b"\r\n\r\n") + 4
+    for at in range(1, whole):
+        prelude = dialect.prelude()
+        assert not prelude.feed(data[:at])
+        assert prelude.feed(data[at:whole])
+
+
+def test_usage_alone_is_no_content(dialect):
+    assert not dialect.prelude().feed(b'data: {"usageMetadata": {"promptTokenCount": 5}}\r\n\r\n')
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_an_overload_in_the_prelude_moves_on_to_another_account(dialect, recording, bare):
+    data = recording("gemini_error_early.sse")
+    data = data.removeprefix(b"data: ").strip() if bare else data
+    for at in range(1, len(data)):
+        prelude = dialect.prelude()
+        with pytest.raises(UpstreamFailed) as failed:
+            _ = prelude.feed(data[:at]) or prelude.feed(data[at:])
+        assert failed.value.try_another
+        assert failed.value.kind is Kind.NO_HEALTHY_UPSTREAM
+
+
+def test_a_bad_key_in_the_prelude_is_no_fault_of_the_request(dialect, recording):
+    with pytest.raises(UpstreamFailed) as failed:
+        dialect.prelude().feed(recording("gemini_error_bad_key.json"))
+    assert failed.value.try_another
+    with pytest.raises(UpstreamFailed) as failed:
+        dialect.prelude().feed(recording("gemini_error_400.json"))
+    assert not failed.value.try_another
+
+
+# --- answers in one piece -------------------------------------------------------------------------------
+
+
+def test_a_body_is_withheld_whole_and_its_usage_is_final(run, recording):
+    data = recording("gemini_message.json")
+    seen = run(data, stream=False)
+    assert (seen.written, seen.tail) == (b"", data)
+    assert seen.meter.reported.final
+    assert seen.meter.reported.legs == (
+        Usage(input=24, cache_read=1000, output=112, reasoning=100, requests=1),
+    )
+
+
+def test_a_blocked_prompt_in_one_piece_is_billed_as_reported(run, recording):
+    assert run(recording("gemini_blocked.json"), stream=False).meter.reported.legs == (
+        Usage(input=12, requests=1),
+    )
+
+
+def test_a_body_that_is_cut_short_never_looks_like_success(run, recording):
+    data = recording("gemini_message.json")
+    for length in range(len(data.rstrip())):
+        assert run(data[:length], stream=False).failure is not None
+
+
+def test_an_error_under_status_200_is_an_error(run, recording):
+    assert run(recording("gemini_error_429.json"), stream=False).failure is not None
+
+
+def test_a_count_of_tokens_is_passed_on_and_bills_nothing(run, recording):
+    data = recording("gemini_count.json")
+    seen = run(data, stream=False, free=True)
+    assert seen.tail == data
+    assert seen.meter.reported is None

@@ -1,0 +1,126 @@
+"""Settings: what stands in the file holds, what is wrong is named, and secrets do not show."""
+
+import tomllib
+
+import pytest
+
+from proxy import config
+from proxy.config import Config, ConfigError, load, settings
+from proxy.config_template import template
+
+
+def from_text(tmp_path, text, environ=None):
+    path = tmp_path / "farebox.toml"
+    path.write_text(text)
+    return load(path, environ or {})
+
+
+def test_without_a_file_the_defaults_hold_and_there_is_no_provider():
+    assert load(None, {}) == Config()
+
+
+def test_the_template_is_valid_and_changes_nothing(tmp_path):
+    assert from_text(tmp_path, template()) == Config()
+
+
+def test_the_template_says_every_setting_and_its_default():
+    text = template()
+    for name, default, _ in settings():
+        section, _, key = name.rpartition(".")
+        if section in ("provider", "provider.account", "pricing.markup"):
+            continue
+        assert f"# {key} = " in text, name
+        if isinstance(default, int | float | str):
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            assert shown in text
+
+
+def test_the_template_uncommented_is_what_the_defaults_are(tmp_path):
+    lines = []
+    for line in template().partition("# Providers")[0].splitlines():
+        bare = line.removeprefix("# ")
+        is_setting = line.startswith("# ") and " = " in bare and "# not set" not in bare and bare.split(" = ")[0].isidentifier()
+        lines.append(bare if is_setting else "" if line.startswith("#") else line)
+    tomllib.loads("\n".join(lines))
+    assert from_text(tmp_path, "\n".join(lines)) == Config()
+
+
+def test_every_setting_says_what_it_means():
+    for name, _, meaning in settings():
+        assert len(meaning) > 15, name
+        assert meaning.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[listen]\nport = '80'", ("listen.port", "int")),
+        ("[listen]\nport = true", ("listen.port", "int")),
+        ("[listen]\nport = 1.5", ("listen.port", "int")),
+        ("[listen]\nhost = 5", ("listen.host", "str")),
+        ("[listen]\nhots = 'x'", ("hots", "host")),
+        ("[server]\nwrite_seconds = 0", ("write_seconds", "server")),
+        ("[limits]\nbody_bytes_max = -1", ("body_bytes_max",)),
+        ("unknown_fields = 'maybe'", ("unknown_fields",)),
+        ("colour = 1", ("colour",)),
+        ("[[provider]]\nname = 'a'", ("kind",)),
+        ("[[provider]]\nname = 'a b'\nkind = 'openai'", ("provider.name", "a b")),
+        ("[[provider]]\nname = 'a'\nkind = 'openai'\n[[provider]]\nname = 'a'\nkind = 'openai'", ("twice",)),
+        ("[[provider]]\nname = 'a'\nkind = 'openai'\nmarkup_ppm = -5", ("markup_ppm",)),
+        ("[listen]\ntls_key = 'k.pem'", ("tls_certificate",)),
+        ("[pricing]\nmarkup_ppm = 1e6", ("markup_ppm", "int")),
+        ("[[pricing.markup]]\nmodels = '*'", ("ppm",)),
+        ("listen = 3", ("listen",)),
+        ("[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key_env='NOT_SET'", ("NOT_SET",)),
+        (
+            "[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\n[[provider.account]]\nname='x'",
+            ("account.name",),
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_with_file_and_key(tmp_path, text, named):
+    with pytest.raises(ConfigError) as caught:
+        from_text(tmp_path, text)
+    message = str(caught.value)
+    assert "farebox.toml" in message
+    assert [name for name in named if name not in message] == []
+
+
+def test_a_file_that_is_not_there_is_said():
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(config.Path("nowhere/farebox.toml"), {})
+
+
+def test_a_secret_of_the_wrong_type_is_refused_without_being_shown(tmp_path):
+    text = "[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key = 123456789"
+    with pytest.raises(ConfigError) as caught:
+        from_text(tmp_path, text)
+    assert "123456789" not in str(caught.value)
+
+
+def test_secrets_come_from_the_file_or_the_environment_and_never_show(tmp_path):
+    text = """
+    [[provider]]
+    name = "a"
+    kind = "openai"
+    [[provider.account]]
+    name = "one"
+    api_key = "sk-in-the-file"
+    [[provider.account]]
+    name = "two"
+    api_key_env = "SOME_KEY"
+    """
+    loaded = from_text(tmp_path, text, {"SOME_KEY": "sk-in-the-environment"})
+    assert [account.api_key.reveal() for account in loaded.provider[0].account] == [
+        "sk-in-the-file",
+        "sk-in-the-environment",
+    ]
+    assert "sk-in" not in f"{loaded!r} {loaded}"
+
+
+def test_the_environment_makes_providers_only_where_the_file_names_none(tmp_path):
+    environ = {"OPENAI_API_KEY": "a", "GEMINI_API_KEY": "b", "GEMINI_BASE_URL": "http://127.0.0.1:1"}
+    found = [(one.name, one.kind, one.base_url) for one in load(None, environ).provider]
+    assert found == [("openai", "openai", None), ("google", "gemini", "http://127.0.0.1:1")]
+    named = from_text(tmp_path, "[[provider]]\nname = 'x'\nkind = 'openai'", environ)
+    assert [one.name for one in named.provider] == ["x"]

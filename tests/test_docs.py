@@ -1,0 +1,147 @@
+"""README says what the code does: settings, errors, routes, commands, dependencies and the map are compared with it.
+
+`python tests/test_docs.py` writes the two tables that are made from the code into README.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from proxy.cli import farebox  # noqa: E402 - the path is set so that this file can be run
+from proxy.config import settings  # noqa: E402
+from proxy.errors import TABLE  # noqa: E402
+from proxy.types import Secret  # noqa: E402
+
+README = ROOT / "README.md"
+SECTIONS = ("settings", "errors")
+
+
+def rendered(section):
+    return {"settings": settings_table, "errors": errors_table}[section]()
+
+
+def settings_table():
+    lines = ["| setting | default | what it means |", "|---|---|---|"]
+    for name, default, meaning in settings():
+        lines.append(f"| `{name}` | {shown(default)} | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def shown(default):
+    if default is None or isinstance(default, Secret) or default in ((), {}):
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, int | float | str):
+        return f"`{default}`" if default != "" else ""
+    return "required"
+
+
+def errors_table():
+    lines = [
+        "| situation | status | OpenAI `code` | Anthropic `type` | Gemini `status` | `x-should-retry` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, row in TABLE.items():
+        retry = "" if row.should_retry is None else str(row.should_retry).lower()
+        name = kind.value.replace("_", " ")
+        lines.append(
+            f"| {name} | {row.status} | {row.openai_code} | {row.anthropic_type} | {row.gemini_status} | {retry} |"
+        )
+    return "\n".join(lines)
+
+
+def between(text, section):
+    found = re.search(rf"<!-- {section}:.*?-->\n(.*?)\n?<!-- /{section} -->", text, re.DOTALL)
+    assert found, f"README has no section {section}"
+    return found[1]
+
+
+def test_the_tables_in_readme_are_what_the_code_says():
+    text = README.read_text("utf-8")
+    for section in SECTIONS:
+        assert between(text, section) == rendered(section), "run: python tests/test_docs.py"
+
+
+def test_every_route_is_in_readme():
+    from tests.conftest import fake_gateway_routes
+
+    text = README.read_text("utf-8")
+    missing = [route for route in fake_gateway_routes() if f"`{route}`" not in text]
+    assert missing == []
+
+
+def test_every_command_and_option_is_in_readme():
+    text = README.read_text("utf-8")
+    for name, command in farebox.commands.items():
+        assert f"`farebox {name}" in text, name
+        for inner in getattr(command, "commands", {}):
+            assert re.search(rf"farebox {name} [a-z\\|]*{inner}", text), (name, inner)
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = README.read_text("utf-8").partition("## What it stands on")[2]
+    for requirement in project["dependencies"]:
+        name = re.match(r"[a-z0-9-]+", requirement)[0]
+        assert re.search(rf"^\| {name} \| .{{15,}} \|$", text, re.MULTILINE), name
+        assert "<" in requirement, f"{requirement} has no upper bound"
+        assert ">=" in requirement, f"{requirement} has no lower bound"
+
+
+def test_the_map_names_every_file_and_nothing_else():
+    text = README.read_text("utf-8").partition("## The map")[2].partition("\n## ")[0]
+    named = set(re.findall(r"[a-z_]+\.py\b", text))
+    real = {
+        path.name
+        for package in ("proxy", "accounting", "pricing")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert real - named == set()
+    assert named - real == set()
+
+
+def test_the_changelog_has_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_command_that_ci_runs_is_the_one_in_readme():
+    text = README.read_text("utf-8")
+    block = re.search(r"<!-- command two -->\n```sh\n(.*?)\n```", text, re.DOTALL)
+    assert block
+    assert "pytest" in block[1]
+    assert "command two" in (ROOT / ".ci/run").read_text()
+
+
+def test_nothing_that_ships_names_a_path_of_a_machine():
+    hits = [
+        str(path)
+        for folder in ("proxy", "accounting", "pricing", "data", "bench", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".toml", ".md", ".sql", ".html"}
+        and re.search(r"(?<![\w.])/(home|root|Users)/\w", path.read_text("utf-8"))
+        and path != Path(__file__)
+    ]
+    assert hits == []
+
+
+def write():
+    text = README.read_text("utf-8")
+    for section in SECTIONS:
+        text = re.sub(
+            rf"(<!-- {section}:.*?-->\n).*?\n?(<!-- /{section} -->)",
+            lambda found, made=rendered(section): f"{found[1]}{made}\n{found[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+    README.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,810 @@
+"""Trying accounts, deadlines, hang-ups and cancellation, on virtual time with scripted providers."""
+
+import math
+
+import msgspec
+import pytest
+import trio
+from attrs import define, evolve, field, frozen
+
+from accounting.hold import Books, Overloaded
+from accounting.ledger import Ledger
+from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
+from pricing.catalog import Model
+from pricing.price import Bounds, Price, Rates, Tier
+from pricing.usage import Meter, Reported, Usage
+from proxy.config import Account, Config, Deadlines, Failover, Provider
+from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
+from proxy.pool import Pool, Rest
+from proxy.types import Ask, Measures, Offer, ProviderError, Secret
+from proxy.upstreams.answer import ERROR_SECONDS, Upstreams
+from proxy.upstreams.client import ConnectionWasStale
+
+TIERS = (Tier(0, Rates(input=1, output=2)),)
+MODEL = Model(
+    id="lab/model",
+    vendor="lab",
+    name="Model",
+    wire_name="model",
+    dialect="openai_chat",
+    context_window=10_000,
+    output_max=1_000,
+    output_field="max_tokens",
+    reasoning="off",
+    image_tokens_max=0,
+    audio_tokens_per_second_max=0,
+    message_tokens=4,
+    tools_tokens=0,
+    dense_bytes_per_token=2,
+    tokens_per_second_max=100,
+    tiers=TIERS,
+)
+OFFER = Offer(
+    provider="p",
+    kind="openai",
+    account="a",
+    dialect="openai_chat",
+    model=MODEL,
+    wire_name="model",
+    price=Price("lab/model", "p_1", TIERS),
+    bounds=Bounds(input=100, output=100),
+    stops_billing="yes",
+    visible=True,
+)
+HIDDEN = evolve(OFFER, visible=False)
+STREAM = Ask("openai_chat", "model", stream=True, measures=Measures(text_bytes=10), fields={})
+WHOLE = evolve(STREAM, stream=False)
+CONFIG = Config(
+    provider=(
+        Provider(
+            name="p",
+            kind="openai",
+            base_url="https://inner.example/v1",
+            account=tuple(Account(name, api_key=Secret(f"key-of-{name}")) for name in "abcd"),
+        ),
+    ),
+)
+
+
+# -- the fakes -------------------------------------------------------------------------------------
+
+
+@frozen
+class Wait:
+    """The provider is silent for so long."""
+
+    seconds: float
+
+
+SILENCE = Wait(math.inf)
+
+
+@define(eq=False)
+class FakeExchange:
+    """Plays a list of bytes, waits and exceptions."""
+
+    status: int
+    headers: dict
+    script: list
+    closed: bool = False
+
+    async def read(self):
+        assert not self.closed
+        try:
+            await trio.lowlevel.checkpoint()
+            while self.script:
+                step = self.script.pop(0)
+                if isinstance(step, Wait):
+                    await trio.sleep(step.seconds)
+                elif isinstance(step, bytes):
+                    return step
+                else:
+                    raise step  # noqa: TRY301 - the script's own
+        except BaseException:
+            self.closed = True
+            raise
+        self.closed = True
+        return b""
+
+    async def aclose(self):
+        if not self.closed:
+            self.closed = True
+            await trio.lowlevel.checkpoint()
+
+
+def ok(*script, **headers):
+    return FakeExchange(200, {"content-type": "text/event-stream", **headers}, list(script))
+
+
+def refuse(status, body=b'{"message": "no"}', **headers):
+    return FakeExchange(status, {name.replace("_", "-"): value for name, value in headers.items()}, [body])
+
+
+@define(eq=False)
+class FakeClient:
+    """Answers each call with the next step of its script: an exchange, an exception, or a wait before either.
+
+    An exception raised before the first byte stands in a tuple: `(error,)`.
+    """
+
+    script: list
+    calls: list = field(factory=list)
+    exchanges: list = field(factory=list)
+
+    async def send(self, call, sending):
+        self.calls.append(call)
+        await trio.lowlevel.checkpoint()
+        step = self.script.pop(0)
+        if isinstance(step, tuple):
+            raise step[0]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        sending()
+        await trio.lowlevel.checkpoint()
+        if isinstance(step, Wait):
+            await trio.sleep(step.seconds)
+            step = self.script.pop(0)
+        if isinstance(step, BaseException):
+            raise step
+        self.exchanges.append(step)
+        return step
+
+    @property
+    def open(self):
+        return [exchange for exchange in self.exchanges if not exchange.closed]
+
+
+@define(eq=False)
+class FakeReply:
+    """A client that may leave; does to its request what the reply's mute switch says."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    client_gone: bool = False
+    muted: bool = False
+    switches: list = field(factory=list)
+
+    def mute_when_gone(self, mute):
+        self.muted = mute
+        self.switches.append(mute)
+        if self.client_gone and not mute:
+            self.scope.cancel()
+
+    def hang_up(self):
+        self.client_gone = True
+        if not self.muted:
+            self.scope.cancel()
+
+
+@define(eq=False)
+class FakeWriter:
+    records: list = field(factory=list)
+    full: bool = False
+
+    def reserve(self, places):  # noqa: ARG002 - the writer's signature
+        if self.full:
+            raise Overloaded("full", retry_after_seconds=7)
+
+    def release(self, places):
+        pass
+
+    def write(self, record, *, reserved=False):  # noqa: ARG002 - the writer's signature
+        self.records.append(record)
+        return len(self.records)
+
+    async def durable(self, seq):  # noqa: ARG002 - the writer's signature
+        await trio.lowlevel.checkpoint()
+
+
+class FakePrelude:
+    def feed(self, chunk):
+        if b"overloaded" in chunk:
+            raise UpstreamFailed(
+                Kind.UPSTREAM_ERROR, "org-12345678 is overloaded at inner.example", try_another=True
+            )
+        return b"content" in chunk
+
+
+class FakeDialect:
+    name = "openai_chat"
+
+    def write_request(self, ask, offer):  # noqa: ARG002 - a dialect's signature
+        return offer.wire_name.encode()
+
+    def prelude(self):
+        return FakePrelude()
+
+    def read_error(self, status, body):
+        try:
+            return ProviderError(status=status, **msgspec.json.decode(body))
+        except (msgspec.DecodeError, TypeError):
+            return ProviderError(status=status, message="")
+
+
+@define(eq=False)
+class World:
+    """An Upstreams with a scripted provider and real books of one wallet."""
+
+    script: list
+    config: Config = CONFIG
+    pool: Pool = field(factory=Pool)
+    reply: FakeReply = field(factory=FakeReply)
+    writer: FakeWriter = field(factory=FakeWriter)
+    log: list = field(factory=list)
+    client: FakeClient = field(init=False)
+    upstreams: Upstreams = field(init=False)
+    books: Books = field(init=False)
+    hold: object = field(init=False, default=None)
+
+    def __attrs_post_init__(self):
+        self.client = FakeClient(list(self.script))
+        self.upstreams = Upstreams(
+            config=self.config,
+            client=self.client,
+            pool=self.pool,
+            dialects={"openai_chat": FakeDialect()},
+            base_urls={"p": "https://inner.example/v1"},
+            log=lambda level, event, **fields: self.log.append((level, event, fields)),
+        )
+        ledger = Ledger()
+        ledger.replay(Wallet("w", "w", "USD", 0))
+        ledger.replay(Grant("g", "w", 10**6, GrantKind.PAID, "s", 0))
+        self.books = Books(ledger, self.writer, lambda: 0, trio.current_time, lambda prefix: prefix)
+
+    def answer(self, ask=STREAM, offers=(OFFER,)):
+        self.hold = self.books.hold("r", Spender("w", "k"), 1000, self.reply)
+        return self.upstreams.answer(ask, tuple(offers), self.hold, self.reply)
+
+    async def run(self, ask=STREAM, offers=(OFFER,), each=lambda _chunk: None):
+        """The middle of `serve`: gives all bytes that were relayed."""
+        relayed = b""
+        with self.reply.scope:
+            context = self.answer(ask, offers)
+            with self.hold:
+                async with context as answer:
+                    async for chunk in answer:
+                        relayed += self.hold.cover(chunk)
+                        self.hold.meter.saw(chunk.count(b"content"), len(chunk))
+                        each(chunk)
+                        await trio.lowlevel.checkpoint()
+        return relayed
+
+    @property
+    def ends(self):
+        """How each attempt ended in the books."""
+        return [
+            "void" if isinstance(record, Void) else (record.outcome, record.status, record.charged)
+            for record in self.writer.records
+            if not isinstance(record, Attempt)
+        ]
+
+    @property
+    def accounts(self):
+        return [record.account for record in self.writer.records if isinstance(record, Attempt)]
+
+    def balanced(self):
+        attempts = sum(isinstance(record, Attempt) for record in self.writer.records)
+        ends = sum(isinstance(record, Void | UsageRecord) for record in self.writer.records)
+        assert attempts == ends
+        assert self.books.ledger.held("w") == 0
+        assert not self.client.open
+
+
+def two(offer=OFFER):
+    return offer, evolve(offer, account="b")
+
+
+# -- an answer -------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_relayed_as_it_was_read_prelude_first(autojump_clock):
+    world = World([ok(b"start", b"ping", b"content 1", b"content 2")])
+    assert await world.run() == b"startpingcontent 1content 2"
+    assert [(ending, status) for ending, status, _ in world.ends] == [(Ending.COMPLETE, 200)]
+    world.balanced()
+
+
+async def test_the_bytes_before_content_come_as_one_piece(autojump_clock):
+    chunks = []
+    await World([ok(b"start", b"ping", b"content 1", b"content 2")]).run(each=chunks.append)
+    assert chunks == [b"startpingcontent 1", b"content 2"]
+
+
+async def test_of_an_answer_that_is_not_streamed_the_status_is_enough(autojump_clock):
+    world = World([ok(Wait(5), b"{", b"}")])
+    async with world.answer(WHOLE) as answer:
+        assert trio.current_time() < 5
+        assert [chunk async for chunk in answer] == [b"{", b"}"]
+
+
+async def test_only_the_headers_that_a_client_needs_come_back(autojump_clock):
+    headers = {
+        "set-cookie": "a",
+        "openai-organization": "org",
+        "x-ratelimit-limit-requests": "1",
+        "x-request-id": "up",
+    }
+    world = World([ok(b"content", **headers)])
+    with world.answer() and world.hold:
+        async with world.upstreams.answer(STREAM, (OFFER,), world.hold, world.reply) as answer:
+            assert dict(answer.headers) == {"content-type": "text/event-stream"}
+            assert (answer.status, answer.offer) == (200, OFFER)
+    assert world.writer.records[-1].upstream_id == "up"
+
+
+async def test_the_request_carries_the_accounts_own_credential_and_the_url_of_the_provider(autojump_clock):
+    world = World([refuse(500), ok(b"content")])
+    await world.run(offers=two())
+    assert [dict(call.headers)["authorization"] for call in world.client.calls] == [
+        "Bearer key-of-a",
+        "Bearer key-of-b",
+    ]
+    assert {call.url for call in world.client.calls} == {"https://inner.example/v1/chat/completions"}
+    assert "key-of-a" not in repr(world.client.calls[0])
+    assert "key-of-a" not in repr(world.upstreams)
+
+
+# -- failover --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "ending", "status", "hard"),
+    [
+        (refuse(429), Ending.REFUSED, 429, True),
+        (refuse(401), Ending.REFUSED, 401, True),
+        (refuse(402), Ending.REFUSED, 402, True),
+        (refuse(403), Ending.REFUSED, 403, True),
+        (refuse(400, b'{"message": "API key not valid. Please."}'), Ending.REFUSED, 400, True),
+        (refuse(400, b'{"message": "x", "code": "API_KEY_INVALID"}'), Ending.REFUSED, 400, True),
+        (refuse(404, b'{"message": "no model"}'), Ending.REFUSED, 404, False),
+        (refuse(500), Ending.REFUSED, 500, False),
+        (refuse(529, b"<html>"), Ending.REFUSED, 529, False),
+        (refuse(302), Ending.REFUSED, 302, False),
+        (ok(b"start", b"overloaded"), Ending.REFUSED, 200, False),
+        (ok(b"start"), Ending.BROKEN, 200, False),
+        (ok(b"start", StreamBroken(Kind.UPSTREAM_ERROR, "gone")), Ending.BROKEN, 200, False),
+        (ok(b"content", **{"content-encoding": "gzip"}), Ending.BROKEN, 200, False),
+        (
+            UpstreamFailed(Kind.UPSTREAM_ERROR, "lost", try_another=True, ending=Ending.UNREACHED),
+            Ending.UNREACHED,
+            0,
+            False,
+        ),
+    ],
+    ids=lambda value: str(value)[:40] if not isinstance(value, FakeExchange) else str(value.status),
+)
+async def test_a_failing_account_rests_and_another_answers(first, ending, status, hard, autojump_clock):
+    first = evolve(first, script=list(first.script)) if isinstance(first, FakeExchange) else first
+    world = World([first, ok(b"content")])
+    assert await world.run(offers=two()) == b"content"
+    assert world.accounts == ["a", "b"]
+    assert world.ends[0] == (ending, status, 0)
+    assert world.ends[1][0] is Ending.COMPLETE
+    (rest,) = world.pool.resting(trio.current_time())
+    assert (rest.account, rest.hard) == ("a", hard)
+    assert world.log[0][1] == "account_rests"
+    world.balanced()
+
+
+async def test_an_account_that_cannot_be_reached_is_voided_and_rests_as_a_whole(autojump_clock):
+    unreached = UpstreamFailed(Kind.UPSTREAM_ERROR, "no", try_another=True, ending=Ending.UNREACHED)
+    world = World([(unreached,), ok(b"content")])
+    await world.run(offers=two())
+    assert world.ends[0] == "void"
+    assert world.pool.resting(trio.current_time())[0].model is None
+
+
+async def test_a_stale_connection_is_tried_again_at_the_same_account_which_does_not_rest(autojump_clock):
+    stale = ConnectionWasStale(Kind.UPSTREAM_ERROR, "no", try_another=True, ending=Ending.UNREACHED)
+    world = World([stale, ok(b"content")])
+    assert await world.run(offers=two()) == b"content"
+    assert world.accounts == ["a", "a"]
+    assert not world.pool.resting(trio.current_time())
+
+
+async def test_an_account_with_two_stale_connections_is_left_for_another(autojump_clock):
+    stale = [
+        ConnectionWasStale(Kind.UPSTREAM_ERROR, "no", try_another=True, ending=Ending.UNREACHED) for _ in "12"
+    ]
+    world = World([*stale, ok(b"content")])
+    await world.run(offers=two())
+    assert world.accounts == ["a", "a", "b"]
+
+
+async def test_a_request_is_sent_to_a_bounded_number_of_accounts(autojump_clock):
+    world = World([refuse(500) for _ in range(4)])
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run(offers=[evolve(OFFER, account=name) for name in "abcd"])
+    assert world.accounts == ["a", "b", "c"]
+    assert (failed.value.status, failed.value.kind) == (502, Kind.UPSTREAM_ERROR)
+    world.balanced()
+
+
+async def test_the_last_failure_settles_at_nothing_and_is_not_said_to_have_failed_over(autojump_clock):
+    world = World([refuse(500), refuse(503)])
+    with pytest.raises(UpstreamFailed):
+        await world.run(offers=two())
+    first, last = (record for record in world.writer.records if isinstance(record, UsageRecord))
+    assert "failed_over" in first.flags
+    assert "failed_over" not in last.flags
+    assert (last.status, last.charged, last.outcome) == (503, 0, Ending.REFUSED)
+
+
+async def test_where_every_account_rests_the_caller_learns_when_to_come_again(autojump_clock):
+    world = World([refuse(429, retry_after="40"), refuse(429, retry_after="20")])
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run(offers=two())
+    assert (failed.value.status, failed.value.retry_after_seconds) == (503, 20)
+    await trio.sleep(8)
+    again = World([], pool=world.pool)
+    with pytest.raises(UpstreamFailed) as failed:
+        await again.run(offers=two())
+    assert (failed.value.kind, failed.value.retry_after_seconds) == (Kind.NO_HEALTHY_UPSTREAM, 12)
+    assert again.writer.records == []
+    again.balanced()
+
+
+async def test_a_resting_account_is_skipped_until_its_rest_is_over(autojump_clock):
+    pool = Pool()
+    pool.rest(Rest("p", "a", None, 0.0, 1000.0, "401", hard=True))
+    pool.rest(Rest("p", "a", None, 0.0, trio.current_time() + 10, "401", hard=True))
+    world = World([ok(b"content")], pool=pool)
+    await world.run(offers=two())
+    assert world.accounts == ["b"]
+    await trio.sleep(1000)
+    world = World([ok(b"content")], pool=pool)
+    await world.run(offers=two())
+    assert world.accounts == ["a"]
+
+
+async def test_a_lone_account_is_tried_again_right_after_a_500(autojump_clock):
+    world = World([refuse(500)])
+    with pytest.raises(UpstreamFailed):
+        await world.run()
+    again = World([ok(b"content")], pool=world.pool)
+    assert await again.run() == b"content"
+    assert not world.pool.resting(trio.current_time())
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
+async def test_what_a_provider_says_about_the_request_reaches_the_caller_scrubbed(status, autojump_clock):
+    body = b'{"message": "org-abcdef12 at https://inner.example/v1 with key-of-a: bad n", "param": "n"}'
+    world = World([refuse(status, body), ok(b"content")])
+    with pytest.raises(Rejected) as refused:
+        await world.run(offers=two())
+    assert (refused.value.status, refused.value.kind, refused.value.param) == (
+        status,
+        Kind.REFUSED_UPSTREAM,
+        "n",
+    )
+    for private in ("abcdef12", "inner.example", "key-of-a"):
+        assert private not in refused.value.message
+    assert "bad n" in refused.value.message
+    assert world.accounts == ["a"]
+    assert not world.pool.resting(trio.current_time())
+    assert world.ends == [(Ending.REFUSED, status, 0)]
+    world.balanced()
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 429])
+async def test_the_status_of_the_operators_account_never_reaches_a_caller(status, autojump_clock):
+    world = World([refuse(status, b'{"message": "Incorrect API key provided: sk-abcdef"}')])
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run()
+    assert failed.value.status == 503
+    assert "sk-" not in failed.value.message
+
+
+async def test_an_error_body_without_end_is_read_within_its_bounds(autojump_clock):
+    endless = FakeExchange(500, {}, [b"x" * 10_000] * 1000)
+    slow = FakeExchange(500, {}, [b"x", SILENCE])
+    world = World([endless, slow])
+    began = trio.current_time()
+    with pytest.raises(UpstreamFailed):
+        await world.run(offers=two())
+    assert len(endless.script) > 900
+    assert trio.current_time() - began == pytest.approx(ERROR_SECONDS)
+    world.balanced()
+
+
+async def test_full_books_refuse_before_anything_is_sent(autojump_clock):
+    world = World([ok(b"content")])
+    world.writer.full = True
+    with pytest.raises(Rejected) as refused:
+        await world.run()
+    assert (refused.value.kind, refused.value.retry_after_seconds) == (Kind.OVERLOADED, 7)
+    assert world.client.calls == []
+    world.balanced()
+
+
+async def test_the_prelude_of_an_overload_says_nothing_of_the_operator(autojump_clock):
+    world = World([ok(b"overloaded")])
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run()
+    assert failed.value.message == "org-… is overloaded at …"
+
+
+async def test_a_stream_that_begins_by_refusing_the_request_rests_nobody_and_is_not_tried_again(autojump_clock):
+    refusal = UpstreamFailed(Kind.REFUSED_UPSTREAM, "bad n", try_another=False)
+    world = World([ok(b"start", refusal), ok(b"content")])
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run(offers=two())
+    assert failed.value.status == 400
+    assert world.accounts == ["a"]
+    assert not world.pool.resting(trio.current_time())
+    world.balanced()
+
+
+async def test_a_prelude_beyond_its_bound_counts_as_content(autojump_clock):
+    config = evolve(CONFIG, limits=evolve(CONFIG.limits, frame_bytes_max=65_536))
+    world = World([ok(*[b"x" * 10_000] * 10)], config=config)
+    assert len(await world.run()) == 100_000
+
+
+async def test_a_bug_in_writing_the_request_leaves_nothing_open(autojump_clock):
+    world = World([ok(b"content")])
+    world.upstreams.dialects["openai_chat"].write_request = None
+    with pytest.raises(TypeError):
+        await world.run()
+    assert world.writer.records == []
+    world.balanced()
+
+
+# -- deadlines -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "offer", "seconds"),
+    [
+        (STREAM, OFFER, 60),
+        (WHOLE, OFFER, 600),
+        (evolve(STREAM, measures=Measures(text_bytes=1, reasoning=True)), HIDDEN, 600),
+    ],
+)
+async def test_a_provider_that_does_not_begin_in_time_is_a_504_and_not_tried_again(
+    ask, offer, seconds, autojump_clock
+):
+    world = World([SILENCE, ok(b"content")])
+    began = trio.current_time()
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run(ask, two(offer))
+    assert trio.current_time() - began == pytest.approx(seconds)
+    assert (failed.value.status, failed.value.kind) == (504, Kind.TIMEOUT)
+    assert world.ends == [(Ending.TIMED_OUT, 0, 0)]
+    assert world.accounts == ["a"]
+    world.balanced()
+
+
+async def test_pings_are_not_content_for_the_first_deadline(autojump_clock):
+    world = World([ok(*[step for _ in range(100) for step in (b"ping", Wait(10))])])
+    began = trio.current_time()
+    with pytest.raises(UpstreamFailed) as failed:
+        await world.run()
+    assert failed.value.status == 504
+    assert trio.current_time() - began == pytest.approx(60)
+    world.balanced()
+
+
+async def test_a_stream_that_falls_silent_is_stalled(autojump_clock):
+    world = World([ok(b"content", Wait(80), b"content", SILENCE)])
+    began = trio.current_time()
+    with pytest.raises(StreamBroken) as broken:
+        await world.run()
+    assert trio.current_time() - began == pytest.approx(170)
+    assert (broken.value.kind, broken.value.ending) == (Kind.TIMEOUT, Ending.STALLED)
+    world.balanced()
+
+
+async def test_pings_do_not_keep_a_stream_alive(autojump_clock):
+    world = World([ok(b"content", *[step for _ in range(100) for step in (Wait(20), b"ping")])])
+    began = trio.current_time()
+    with pytest.raises(StreamBroken):
+        await world.run()
+    assert trio.current_time() - began == pytest.approx(90)
+
+
+async def test_the_time_that_a_slow_client_takes_is_not_idle(autojump_clock):
+    world = World([ok(b"content", b"ping", Wait(50), b"ping", Wait(30), b"content")])
+    async with world.answer() as answer:
+        async for chunk in answer:
+            world.hold.meter.saw(chunk.count(b"content"), 1)
+            await trio.sleep(60)
+
+
+async def test_the_bytes_of_a_body_that_is_not_streamed_are_progress(autojump_clock):
+    config = evolve(CONFIG, deadlines=Deadlines(idle_reasoning_seconds=100))
+    world = World([ok(b"{", Wait(90), b'"', Wait(90), b'"', Wait(60), b" ", Wait(60), b"}")], config=config)
+    began = trio.current_time()
+    with pytest.raises(StreamBroken):
+        await world.run(WHOLE)
+    assert trio.current_time() - began == pytest.approx(280)
+
+
+async def test_a_stream_without_end_is_cut_by_the_total_deadline(autojump_clock):
+    world = World([ok(*[step for _ in range(500) for step in (b"content", Wait(30))])])
+    began = trio.current_time()
+    with pytest.raises(StreamBroken) as broken:
+        await world.run()
+    assert trio.current_time() - began == pytest.approx(3600)
+    assert broken.value.ending is Ending.STALLED
+    world.balanced()
+
+
+async def test_a_connection_that_breaks_in_mid_stream_is_broken_and_not_tried_again(autojump_clock):
+    world = World([ok(b"content", StreamBroken(Kind.UPSTREAM_ERROR, "gone")), ok(b"content")])
+    with pytest.raises(StreamBroken):
+        await world.run(offers=two())
+    assert [end[0] for end in world.ends] == [Ending.BROKEN]
+    world.balanced()
+
+
+@pytest.mark.parametrize(
+    "tail", [[], [SILENCE], [StreamBroken(Kind.UPSTREAM_ERROR, "reset")], [Wait(0.5), b"tail"]]
+)
+async def test_after_the_terminal_event_the_provider_has_a_second_to_close(tail, autojump_clock):
+    world = World([ok(b"content", b"end", *tail)])
+    chunks = []
+    began = trio.current_time()
+    async with world.answer() as answer:
+        async for chunk in answer:
+            chunks.append(chunk)
+            if chunk == b"end":
+                answer.expect_close()
+                answer.expect_close()
+    assert chunks[:2] == [b"content", b"end"]
+    assert trio.current_time() - began <= 1.0
+    assert not world.client.open
+
+
+async def test_leaving_in_the_middle_closes_the_connection(autojump_clock):
+    world = World([ok(b"content", b"content")])
+    async with world.answer() as answer:
+        async for _ in answer:
+            break
+        assert world.client.open
+    assert not world.client.open
+
+
+# -- hang-ups --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offer", "on_hangup", "muted"),
+    [
+        (OFFER, "mute", False),
+        (HIDDEN, "mute", True),
+        (HIDDEN, "abort", False),
+        (evolve(OFFER, stops_billing="unknown"), "mute", True),
+        (evolve(OFFER, stops_billing="no"), "mute", True),
+        (evolve(OFFER, stops_billing="no"), "abort", False),
+    ],
+)
+async def test_a_hang_up_aborts_only_where_that_stops_the_bill_or_the_operator_says_so(
+    offer, on_hangup, muted, autojump_clock
+):
+    world = World([ok(b"content", b"content")], config=evolve(CONFIG, on_hangup_hidden=on_hangup))
+    relayed = await world.run(offers=[offer], each=lambda _: world.reply.hang_up())
+    assert relayed == (b"contentcontent" if muted else b"content")
+    assert [end[0] for end in world.ends] == [Ending.COMPLETE if muted else Ending.HUNG_UP]
+    assert world.reply.switches == [False, muted]
+    world.balanced()
+
+
+async def test_whoever_leaves_before_anything_was_sent_pays_nothing(autojump_clock):
+    world = World([ok(b"content")])
+    world.reply.hang_up()
+    await world.run(offers=[HIDDEN])
+    assert world.client.calls == []
+    assert world.writer.records == []
+    world.balanced()
+
+
+@pytest.mark.parametrize("offer", [OFFER, HIDDEN])
+async def test_no_further_attempt_is_begun_for_a_client_that_is_gone(offer, autojump_clock):
+    class Leaves(FakeExchange):
+        async def read(self):
+            world.reply.hang_up()
+            return await FakeExchange.read(self)
+
+    world = World([Leaves(500, {}, [b"{}"]), ok(b"content")])
+    await world.run(offers=two(offer))
+    assert world.accounts == ["a"]
+    assert [(end[0], end[2]) for end in world.ends] == [(Ending.REFUSED, 0)]
+    world.balanced()
+
+
+async def test_no_further_attempt_is_begun_even_if_the_reply_does_not_cancel(autojump_clock):
+    class Lax(FakeReply):
+        def mute_when_gone(self, mute):
+            pass
+
+    world = World([refuse(500), ok(b"content")], reply=Lax(client_gone=True))
+    with pytest.raises(UpstreamFailed):
+        await world.run(offers=two())
+    assert world.client.calls == []
+    world.balanced()
+
+
+# -- cancellation ----------------------------------------------------------------------------------
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope at the n-th time that its task is scheduled."""
+
+    def __init__(self, task, n, cancel):
+        self.task, self.left, self.cancel = task, n, cancel
+
+    def before_task_step(self, task):
+        if task is self.task:
+            self.left -= 1
+            if self.left == 0:
+                self.cancel()
+
+
+SCRIPTS = {
+    "answer": lambda: [ok(b"start", b"content", Wait(1), b"content")],
+    "failover": lambda: [
+        refuse(500),
+        UpstreamFailed(Kind.UPSTREAM_ERROR, "no", try_another=True, ending=Ending.UNREACHED),
+        ok(b"start", b"content"),
+    ],
+    "overloaded prelude": lambda: [ok(b"start", b"overloaded"), Wait(3), ok(b"content", b"content")],
+    "refused": lambda: [refuse(400)],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("how", ["cancelled", "hung up"])
+@pytest.mark.parametrize("offer", [OFFER, HIDDEN], ids=["abort", "mute"])
+async def test_cancelled_at_every_checkpoint_no_connection_stays_open_and_the_books_balance(
+    script, how, offer, autojump_clock
+):
+    offers = [evolve(offer, account=name) for name in "abc"]
+    for n in range(1, 200):
+        world = World(SCRIPTS[script]())
+        cancel = world.reply.hang_up if how == "hung up" else world.reply.scope.cancel
+        instrument = CancelAt(trio.lowlevel.current_task(), n, cancel)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await world.run(offers=offers)
+        except (UpstreamFailed, Rejected):
+            pass
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+        world.balanced()
+        for record in world.writer.records:
+            if isinstance(record, UsageRecord) and not record.first_byte_ms and record.status >= 400:
+                assert record.charged == 0, "a refused attempt costs nothing, whenever its client left"
+        if instrument.left > 0:
+            break
+    else:
+        pytest.fail("it never ended")
+    assert n > 3
+
+
+async def test_success_wakes_an_account(autojump_clock):
+    pool = Pool()
+    pool.rest(Rest("p", "a", None, 0.0, 1e9, "500", hard=False))
+    await World([ok(b"content")], pool=pool).run()
+    assert not pool.resting(trio.current_time())
+
+
+async def test_the_meter_of_a_hold_counts_the_attempt_that_answers_only(autojump_clock):
+    world = World([ok(b"start", b"overloaded"), ok(b"content")])
+    await world.run(offers=two())
+    meter = world.hold.meter
+    assert isinstance(meter, Meter)
+    assert meter.content_frames == 1
+
+
+async def test_a_reported_answer_is_charged_by_its_report(autojump_clock):
+    world = World([ok(b"content")])
+
+    def report(_chunk):
+        world.hold.meter.report(Reported((Usage(input=10, output=5),), final=True))
+
+    await world.run(each=report)
+    assert world.ends == [(Ending.COMPLETE, 200, 20)]
+
+
+def test_the_defaults_for_failover_are_bounded():
+    assert Failover().attempts_max == 3
+    assert Failover().rest_limited_seconds_max >= Failover().rest_limited_seconds
