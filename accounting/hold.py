@@ -279,7 +279,6 @@ class Hold:
     Attributes:
         held: how much.
         meter: what the attempt under way has used so far; emptied when the next one begins.
-        receipt: what became of it; `None` until it is left.
         error: what went wrong in settling, if anything; the request is settled nevertheless.
     """
 
@@ -289,7 +288,7 @@ class Hold:
     held: Pico
     _client: Client
     meter: Meter = field(factory=Meter, init=False)
-    receipt: Receipt | None = field(default=None, init=False)
+    _receipt: Receipt | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     _open: _Open | None = field(default=None, init=False)
     _number: int = field(default=0, init=False)
@@ -383,6 +382,11 @@ class Hold:
             self._write_progress(opened)
         return chunk
 
+    def cost_so_far(self) -> Pico:
+        """What the customer would owe if the answer ended here; for callers who want to watch."""
+        opened = self._now_open()
+        return min(self._bill_now(opened).price, self.held)
+
     # -- durability --------------------------------------------------------------------------------
 
     async def journaled(self) -> None:
@@ -400,6 +404,13 @@ class Hold:
             raise Overloaded("the books could not be written") from self._unwritten
         if self._seq_end:
             await self._books.writer.durable(self._seq_end)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What became of it. Raises RuntimeError until the hold is left."""
+        if self._receipt is None:
+            raise RuntimeError(f"request {self.request}: the hold has not been left")
+        return self._receipt
 
     # -- leaving -----------------------------------------------------------------------------------
 
@@ -424,7 +435,7 @@ class Hold:
             self._places = 0
         books.ledger.give_back(self.request)
         books.expire_due(wallet)  # what this hold leaned on may have expired
-        self.receipt = Receipt(
+        self._receipt = Receipt(
             self.request,
             self._last,
             books.ledger.balance(wallet),
@@ -533,17 +544,9 @@ class Hold:
     def _write_progress(self, opened: _Open) -> None:
         """P: what it would cost if we stopped now, so that a kill can be settled; left out without room."""
         self._progress_due()
-        books, terms = self._books, opened.terms
-        gone = self._client.client_gone
+        books = self._books
         try:
-            made = bill(
-                terms,
-                self.meter,
-                Ending.HUNG_UP if gone else Ending.SHUTDOWN,
-                elapsed_seconds=books.now() - opened.began,
-                relayed=self._relayed,
-                gone=gone,
-            )
+            made = self._bill_now(opened)
             progress = Progress(
                 self.request,
                 opened.attempt.number,
@@ -560,6 +563,18 @@ class Hold:
                 self.error = error
             return
         opened.progress = progress
+
+    def _bill_now(self, opened: _Open) -> Bill:
+        """The bill if the answer ended here, by no fault of the caller's."""
+        gone = self._client.client_gone
+        return bill(
+            opened.terms,
+            self.meter,
+            Ending.HUNG_UP if gone else Ending.SHUTDOWN,
+            elapsed_seconds=self._books.now() - opened.began,
+            relayed=self._relayed,
+            gone=gone,
+        )
 
     def _progress_due(self) -> None:
         books, meter, opened = self._books, self.meter, self._open

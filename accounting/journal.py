@@ -3,7 +3,7 @@
 A line is `{"c":"<crc32>","s":<seq>,"t":"<kind>",…fields}` and a newline. The rules, weightiest first:
 
 1. The CRC covers everything after itself, newline included, and is seeded with the CRC of the line before.
-   The first line of a segment (C0) is seeded with zero and names the CRC before it as a field.
+   The first line of a segment (C0) is seeded with zero and names the last record before it, with its CRC.
 2. Records (W K G T A P S V) count on by one, over all segments. Lines about the journal itself (C0 C M)
    repeat the seq before them, so that they never leave a gap where they are lost.
 3. M is written after a sync and before anybody is told of it: whatever lies at or below a mark was on the
@@ -192,15 +192,15 @@ class Past:
 
     Attributes:
         number: of the last segment.
-        last_crc: of its last line.
         synced_seq: of the last record that need not be written again.
+        synced_crc: of its line.
         tail: the records after it.
         carries: attempts open at `synced_seq`.
     """
 
     number: int = 0
-    last_crc: int = 0
     synced_seq: int = 0
+    synced_crc: int = 0
     tail: tuple[Record, ...] = ()
     carries: Carries = field(factory=Carries)
 
@@ -328,6 +328,8 @@ class Journal:
     failed: BaseException | None = field(default=None, init=False)
     closed: bool = field(default=False, init=False)
     _crc: int = field(default=0, init=False)
+    """Of the last line; `_record_crc` of the last record."""
+    _record_crc: int = field(default=0, init=False)
     _spare: File | None = field(default=None, init=False)
     _busy: bool = field(default=False, init=False)
     _full: list[File] = field(factory=list, init=False)
@@ -366,7 +368,7 @@ class Journal:
         file = make_file(disk, directory, past.number + 1, max(segment_bytes, needed), filled=False)
         base = past.synced_seq
         journal = cls(disk, directory, segment_bytes, clock, file, base, base, past.carries.copy())
-        journal._begin(file, past.last_crc)
+        journal._begin(file, past.synced_crc)
         for record in past.tail:
             journal.append(record)
         sync = journal.begin_sync()
@@ -429,6 +431,7 @@ class Journal:
             raise NoRoom
         self._put(record, seq, line, crc)
         self.seq = seq
+        self._record_crc = self._crc
         self._file.records += 1
         self._carries.note(record)
         if reserved:
@@ -464,10 +467,11 @@ class Journal:
         self._full.append(self._file)
         self._spare = None
         self._file = spare
-        self._begin(spare, self._crc)
+        self._begin(spare, self._record_crc)
 
     def _begin(self, file: File, last_crc: int) -> None:
         """Write the head of a segment in one piece: C0, and a C for each attempt that is open."""
+        self._record_crc = last_crc
         now = self._clock()
         head = CarryHead(self.seq, len(self._carries), now, f"{last_crc:08x}")
         text, crc = encode(head, self.seq, 0)

@@ -223,7 +223,7 @@ class Recorder:
         return tuple(record for _, record in self._usage.get(request, ()))
 
     def unloaded_usage(self) -> Iterator[tuple[int, UsageRecord]]:
-        """Every settled attempt that the store does not have yet, and its seq, oldest first. See `usage_of`."""
+        """Every settled attempt that the store does not have yet, with its seq, by seq. See `usage_of`."""
         entries = [entry for entries in self._usage.values() for entry in entries]
         return iter(sorted(entries, key=lambda entry: entry[0]))
 

@@ -271,7 +271,7 @@ class Carry:
 class CarryHead:
     """C0: the first line of a segment: the last seq of the one before, and how many carries follow.
 
-    `last_crc` is that of the last line of the segment before, in hex: the chain from segment to segment.
+    `last_crc` is the CRC of the line `last_seq`, in hex: the chain from segment to segment.
     """
 
     last_seq: int

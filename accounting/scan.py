@@ -102,9 +102,8 @@ class Scan:
     damages: list[Damage] = field(factory=list, init=False)
     last_seq: int = field(default=0, init=False)
     synced_upto: int = field(default=0, init=False)
-    _last_crc: int = field(default=0, init=False)
-    _sound: bool = field(default=True, init=False)
-    """The segment before ends where its last line does, so that the chain must go on from there."""
+    _crcs: dict[int, int] = field(factory=lambda: {0: 0}, init=False)
+    """CRCs of records from the highest mark on, as they stand in the newest segment that has them."""
     _tail: deque[tuple[int, Record]] = field(factory=deque, init=False)
     _carries: Carries = field(factory=Carries, init=False)
 
@@ -123,23 +122,22 @@ class Scan:
             if head.last_seq > self.last_seq:
                 self._gap(place, head)
                 return
-            if head.last_seq == self.last_seq and self._sound and int(head.last_crc, 16) != self._last_crc:
+            if self._crcs.get(head.last_seq, int(head.last_crc, 16)) != int(head.last_crc, 16):
                 raise JournalDamaged(segment.path, 0, "does not follow on the segment before it: another CRC")
-            self._last_crc = first.crc
             yield from self._records(segment, lines, reader, head.last_seq)
 
     def past(self) -> Past:
         """What a new segment continues."""
         number = self.pieces[-1].segment.number if self.pieces else 0
         base = self.last_seq - len(self._tail)
-        return Past(number, self._last_crc, base, tuple(record for _, record in self._tail), self._carries)
+        tail = tuple(record for _, record in self._tail)
+        return Past(number, base, self._crcs[base], tail, self._carries)
 
     def _records(
         self, segment: Segment, lines: Lines, reader: Iterator[Line], at: int
     ) -> Iterator[tuple[int, Record]]:
         """Go through one segment behind its head, and judge where it ends. `at`: the seq before it."""
         for line in reader:
-            self._last_crc = line.crc
             if line.letter == "M":
                 self._mark(_decode(segment, line))
             elif line.letter != "C":
@@ -148,13 +146,13 @@ class Scan:
                     raise JournalDamaged(
                         segment.path, line.offset, f"line {line.seq} stands in place of {at}"
                     )
+                self._crcs[at] = line.crc
                 if at > self.last_seq:  # else written again by a recovery: the same, under the same seq
                     record = _decode(segment, line)
                     self.last_seq = at
                     self._tail.append((at, record))
                     yield at, record
         self.pieces.append(Piece(segment, at, lines.end))
-        self._sound = not lines.torn
         if lines.torn:
             if lines.mark_behind() > at:
                 raise JournalDamaged(
@@ -167,6 +165,7 @@ class Scan:
             self.synced_upto = mark.synced_upto
             while self._tail and self._tail[0][0] <= mark.synced_upto:
                 self._carries.note(self._tail.popleft()[1])
+            self._crcs = {seq: crc for seq, crc in self._crcs.items() if seq >= mark.synced_upto}
 
     def _headless(self, segment: Segment, lines: Lines) -> None:
         """A segment without a readable first line is a spare, or was never synced; or it is a loss."""
@@ -176,7 +175,6 @@ class Scan:
             )
         self.unused.append(segment)
         if not lines.empty:
-            self._sound = False
             self._harmless(segment.path, 0, "the first line is unreadable")
 
     def _gap(self, place: int, head: CarryHead) -> None:

@@ -250,6 +250,9 @@ class _Tail:
     def unloaded_usage(self) -> Iterable[tuple[int, UsageRecord]]:
         return self.records
 
+    def usage_of(self, request: str) -> tuple[UsageRecord, ...]:
+        return tuple(record for _, record in self.records if record.request == request)
+
 
 class _NoWriter(Writer):
     """The writer of books that are only read."""

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from attrs import evolve
 from rich.console import Console
 from rich.table import Table
 
+from accounting.journal import BooksFailed
 from pricing.catalog import Catalog
 from pricing.load import PriceError, check, load_catalog
 from pricing.money import PPM
@@ -33,18 +35,33 @@ out = partial(Console, highlight=False, soft_wrap=True)
 def main() -> None:
     """Run the command; every expected failure is one sentence on standard error and exit status 1 (or 2)."""
     try:
-        farebox(standalone_mode=False)
+        with _ungrouped():
+            farebox(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ConfigError, PriceError, app.Unavailable) as error:
+    except (ConfigError, PriceError, app.Unavailable, BooksFailed) as error:
         _die(str(error))
     except Failure as failure:
         _die(failure.message)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _ungrouped() -> Iterator[None]:
+    """Take a lone exception out of the groups that nurseries put around it; commands show sentences."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        alone: BaseException = group
+        while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+            alone = alone.exceptions[0]
+        if isinstance(alone, BaseExceptionGroup):
+            raise
+        raise alone from None
 
 
 def _die(message: str) -> None:

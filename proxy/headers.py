@@ -6,7 +6,7 @@ from typing import Final
 from accounting.hold import Balance, Hold
 from accounting.records import Receipt
 from pricing.money import micro_down, micro_up
-from proxy.limits import Slot, Standing
+from proxy.limits import Standing
 from proxy.types import Answer, Ask, Dialect, DialectName, Offer
 
 STREAM: Final = {
@@ -16,12 +16,17 @@ STREAM: Final = {
 """What keeps the proxies in between from holding a stream back."""
 
 
-def standing(slot: Slot, balance: Balance, dialect: DialectName, now_ms: int) -> dict[str, str]:
-    """The gateway's own limits in the caller's dialect, and the wallet's balance; for every answer."""
-    headers = {"x-credits-balance-micro": str(micro_down(balance.balance))}
-    for name, one in slot.standing().items():
+def standing(limits: dict[str, Standing], dialect: DialectName, now_ms: int) -> dict[str, str]:
+    """The gateway's own limits, in the caller's dialect."""
+    headers = {}
+    for name, one in limits.items():
         headers.update(_anthropic(name, one, now_ms) if dialect == "anthropic" else _openai(name, one))
     return headers
+
+
+def balance(balance: Balance) -> dict[str, str]:
+    """What the wallet has; on every answer to a caller who is known."""
+    return {"x-credits-balance-micro": str(micro_down(balance.balance))}
 
 
 def held(hold: Hold, offer: Offer, ask: Ask) -> dict[str, str]:

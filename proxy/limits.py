@@ -56,6 +56,12 @@ class Standing:
     reset_seconds: float
 
 
+class Limited(Rejected):
+    """429, with how the caller stands."""
+
+    standing: dict[str, Standing]
+
+
 @define(eq=False)
 class _Bucket:
     """One limit of one key, by GCRA."""
@@ -94,6 +100,10 @@ class _KeyState:
     tokens: _Bucket | None = None
     open: int = 0
     muted: int = 0
+
+    def standing(self, now: float) -> dict[str, Standing]:
+        buckets = {"requests": self.requests, "tokens": self.tokens}
+        return {name: bucket.standing(now) for name, bucket in buckets.items() if bucket is not None}
 
 
 @define(eq=False)
@@ -142,7 +152,7 @@ class Slot:
         most = bounds.input + bounds.output
         wait = bucket.take(most, self._limits.now())
         if wait:
-            raise _too_many(f"This key may use {bucket.limit} tokens per minute.", wait)
+            raise self._limits.limited(self._state, f"This key may use {bucket.limit} tokens per minute.", wait)
         self._tokens_taken = most
 
     def true_up(self, record: Settled | None) -> None:
@@ -154,9 +164,7 @@ class Slot:
 
     def standing(self) -> dict[str, Standing]:
         """How the caller stands, by `requests` and `tokens`, where limits exist."""
-        now = self._limits.now()
-        buckets = {"requests": self._state.requests, "tokens": self._state.tokens}
-        return {name: bucket.standing(now) for name, bucket in buckets.items() if bucket is not None}
+        return self._state.standing(self._limits.now())
 
 
 @define(eq=False)
@@ -187,15 +195,16 @@ class Limits:
         state = self._state_of(caller)
         concurrency = caller.limits.concurrency
         if concurrency is not None and state.open >= concurrency:
-            raise _too_many(f"This key may have {concurrency} requests under way at once.", RETRY_SECONDS)
+            message = f"This key may have {concurrency} requests under way at once."
+            raise self.limited(state, message, RETRY_SECONDS)
         if state.muted >= self.ceilings.muted_per_key_max:
-            raise _too_many(
-                "Too many answers that this key's clients hung up on are still being read to their end.", RETRY_SECONDS
-            )
+            message = "Too many answers that this key's clients hung up on are still being read to their end."
+            raise self.limited(state, message, RETRY_SECONDS)
         if state.requests is not None:
             wait = state.requests.take(1, self.now())
             if wait:
-                raise _too_many(f"This key may make {state.requests.limit} requests per minute.", wait)
+                message = f"This key may make {state.requests.limit} requests per minute."
+                raise self.limited(state, message, wait)
         self.open += 1
         state.open += 1
         slot = Slot(self, caller, state)
@@ -212,7 +221,13 @@ class Limits:
 
     def standing(self, caller: Caller) -> dict[str, Standing]:
         """How a caller stands without taking anything, for `GET /v1/key`."""
-        return Slot(self, caller, self._state_of(caller)).standing()
+        return self._state_of(caller).standing(self.now())
+
+    def limited(self, state: _KeyState, message: str, retry_after_seconds: float) -> Limited:
+        """Word a refusal by a limit of the key's own."""
+        refusal = Limited(Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds)
+        refusal.standing = state.standing(self.now())
+        return refusal
 
     def under_way(self, caller: Caller) -> int:
         """How many requests of this key are under way."""
@@ -236,6 +251,3 @@ def _bucket(bucket: _Bucket | None, limit: int | None) -> _Bucket | None:
     bucket.limit = limit  # a changed limit holds from the next request on
     return bucket
 
-
-def _too_many(message: str, retry_after_seconds: float) -> Rejected:
-    return Rejected(Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds)

@@ -4,9 +4,11 @@ Nothing here knows which door the bytes came in by or which provider answers: `r
 arguments. Money moves only inside the hold, synchronously; the awaits here carry bytes or wait for durability.
 """
 
+from accounting.hold import Overloaded
 from proxy import credit, headers
 from proxy.errors import Failure, Kind
 from proxy.gateway import Gateway
+from proxy.limits import Limited
 from proxy.types import Path, Reply, Request
 
 
@@ -18,9 +20,9 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
     """
     config, dialect = gateway.config, gateway.dialects[path.dialect]
     caller = gateway.keys.caller(request.headers, request.query, path.dialect)
+    reply.note(headers.balance(gateway.books.balance(caller.spender.wallet)))
     with gateway.limits.admit(caller, reply) as slot:
-        balance = gateway.books.balance(caller.spender.wallet)
-        reply.note(headers.standing(slot, balance, path.dialect, gateway.books.clock()))
+        reply.note(headers.standing(slot.standing(), path.dialect, gateway.books.clock()))
         credit.check(gateway.books, caller, path)
         body = await request.body(config.limits.body_bytes_max)
         ask = dialect.read_request(path, request.headers, body, config.unknown_fields)
@@ -32,7 +34,7 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
                 reply.keep_alive(headers.heartbeat(dialect, ask), config.deadlines.heartbeat_seconds),
                 gateway.upstreams.answer(ask, offers, hold, reply) as answer,
             ):
-                translator = dialect.passthrough(ask, hold.meter)
+                translator = dialect.passthrough(ask, hold.meter, hold.cost_so_far)
                 await hold.journaled()
                 reply.start(answer.status, headers.answer(answer, ask))
                 async for chunk in answer:
@@ -50,9 +52,10 @@ async def respond(gateway: Gateway, path: Path, request: Request, reply: Reply) 
     with gateway.telemetry.request(request, path, reply) as log:
         try:
             await serve(gateway, path, request, reply)
+        except Overloaded as overloaded:
+            await _fail(gateway, path, request, reply, log.failed(credit.overloaded(overloaded)))
         except Failure as failure:
-            log.failed(failure)
-            await _fail(gateway, path, request, reply, failure)
+            await _fail(gateway, path, request, reply, log.failed(failure))
         except Exception as error:  # noqa: BLE001 - our own fault: a 500 for the caller, the traceback for the log
             log.crashed(error)
             ours = Failure(Kind.INTERNAL, f"Something went wrong here. The request's id is {request.id}.")
@@ -62,8 +65,10 @@ async def respond(gateway: Gateway, path: Path, request: Request, reply: Reply) 
 async def _fail(gateway: Gateway, path: Path, request: Request, reply: Reply, failure: Failure) -> None:
     dialect = gateway.dialects[path.dialect]
     if reply.started:
-        await reply.end(dialect.error_event(failure, request.id))
+        await reply.end(dialect.error_event(failure, request.id, path))
         return
+    if isinstance(failure, Limited):
+        reply.note(headers.standing(failure.standing, path.dialect, gateway.books.clock()))
     wording = dialect.error(failure, request.id)
     reply.start(wording.status, dict(wording.headers))
     await reply.end(wording.body)

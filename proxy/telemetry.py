@@ -83,9 +83,10 @@ class RequestLog:
     error: str | None = None
     receipt: Receipt | None = None
 
-    def failed(self, failure: Failure) -> None:
-        """It was refused or failed in a way that the caller is told."""
+    def failed(self, failure: Failure) -> Failure:
+        """It was refused or failed in a way that the caller is told; gives the failure back."""
         self.status, self.kind = failure.status, failure.kind.value
+        return failure
 
     def crashed(self, error: Exception) -> None:
         """It was our own fault."""

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from accounting.records import Receipt, Spender
 from pricing.catalog import Model
+from pricing.money import Pico
 from pricing.price import Bounds, CacheWrites, Price
 from proxy.errors import Failure
 
@@ -254,16 +255,18 @@ class Dialect(Protocol):
         """A fresh look-out for the start of content."""
         ...
 
-    def passthrough(self, ask: Ask, meter: "MeterLike") -> Translator:
-        """A fresh translator from this dialect to itself."""
+    def passthrough(
+        self, ask: Ask, meter: "MeterLike", cost_so_far: Callable[[], Pico] | None = None
+    ) -> Translator:
+        """A fresh translator from this dialect to itself; who asked for it gets the cost so far in the stream."""
         ...
 
     def error(self, failure: Failure, request_id: str) -> Wording:
         """Word a failure as an answer."""
         ...
 
-    def error_event(self, failure: Failure, request_id: str) -> bytes:
-        """Word a failure as the last event of a stream that has begun."""
+    def error_event(self, failure: Failure, request_id: str, path: "Path | None" = None) -> bytes:
+        """Word a failure as the end of a stream that has begun, in the form that this route streams in."""
         ...
 
     def read_error(self, status: int, body: bytes) -> "ProviderError":

@@ -24,7 +24,10 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         (frozenset({"pricing", "accounting", "attrs", "msgspec"}), True),
     ),
     **dict.fromkeys(
-        ("accounting.hold", "accounting.journal", "accounting.recorder", "accounting.recovery"),
+        (
+            "accounting.hold", "accounting.disk", "accounting.journal", "accounting.scan", "accounting.recorder",
+            "accounting.recovery",
+        ),
         (frozenset({"pricing", "accounting", "attrs", "msgspec", "trio"}), False),
     ),
     "accounting.store": (frozenset({"pricing", "accounting", "attrs", "msgspec", "duckdb"}), False),
@@ -65,7 +68,10 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         True,
     ),
     "proxy.serve": (
-        frozenset({"trio", "attrs", "proxy.credit", "proxy.headers", "proxy.errors", "proxy.gateway", "proxy.types"}),
+        frozenset(
+            {"trio", "attrs", "accounting.hold", "proxy.credit", "proxy.headers", "proxy.errors", "proxy.gateway",
+             "proxy.limits", "proxy.types"}
+        ),
         False,
     ),
     "proxy.gateway": (
@@ -80,14 +86,21 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         True,
     ),
     "proxy.headers": (frozenset({"accounting", "pricing", "attrs", "proxy.limits", "proxy.types"}), True),
-    "proxy.telemetry": (frozenset({"attrs", "msgspec", "accounting.records", "proxy.errors", "proxy.types"}), False),
+    "proxy.telemetry": (
+        frozenset({"attrs", "msgspec", "pricing.money", "accounting.records", "proxy.errors", "proxy.types"}),
+        False,
+    ),
+    "proxy.shown": (frozenset({"accounting", "pricing", "attrs"}), True),
     "proxy.doors": (
         frozenset({"attrs", "trio", "msgspec", "proxy.doors", "proxy.errors", "proxy.types", "proxy.config"}),
         False,
     ),
-    "proxy.doors.server": (
-        frozenset({"attrs", "httptools", "trio", "hypercorn", "h11", "proxy.config", "proxy.doors"}),
-        False,
+    **dict.fromkeys(
+        ("proxy.doors.server", "proxy.doors.connection", "proxy.doors.guard"),
+        (
+            frozenset({"attrs", "httptools", "trio", "hypercorn", "h11", "msgspec", "proxy.config", "proxy.doors", "proxy.types"}),
+            False,
+        ),
     ),
     "proxy.doors.quart_door": (
         frozenset(
@@ -100,19 +113,26 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         frozenset(
             {"attrs", "msgspec", "quart", "quart_trio", "trio", "accounting", "pricing", "proxy.pages", "proxy.admin",
              "proxy.errors", "proxy.types", "proxy.gateway", "proxy.headers", "proxy.keys", "proxy.config",
-             "proxy.routing", "proxy.telemetry", "proxy.limits", "proxy.doors"}
+             "proxy.routing", "proxy.shown", "proxy.telemetry", "proxy.limits", "proxy.doors"}
         ),
         False,
     ),
     "proxy.admin": (
-        frozenset({"attrs", "accounting", "pricing", "proxy.keys", "proxy.types", "proxy.errors", "proxy.config"}),
+        frozenset(
+            {"attrs", "msgspec", "accounting", "pricing", "proxy.keys", "proxy.types", "proxy.errors", "proxy.config",
+             "proxy.shown"}
+        ),
         False,
     ),
     "proxy.sandbox": (
         frozenset({"attrs", "msgspec", "trio", "hypercorn", "pricing", "proxy.dialects", "proxy.sandbox", "proxy.types"}),
         False,
     ),
+    "proxy.admin_client": (frozenset({"attrs", "msgspec", "httpx", "proxy.errors", "proxy.types"}), False),
+    "proxy.doctor": (frozenset({"attrs", "msgspec", "proxy.admin_client"}), False),
+    "proxy.config_template": (frozenset({"attrs", "proxy.config"}), False),
     "proxy.app": (ANYTHING, False),
+    "proxy.books": (ANYTHING, False),
     "proxy.cli": (ANYTHING, False),
     "proxy.__main__": (ANYTHING, False),
 }  # fmt: skip

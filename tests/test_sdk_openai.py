@@ -141,7 +141,7 @@ def test_an_unknown_model_is_not_found(client):
 
 
 def test_a_model_of_another_dialect_is_refused_by_name_until_translation_lands(client):
-    with pytest.raises(openai.BadRequestError, match="translation"):
+    with pytest.raises(openai.BadRequestError, match="Translation"):
         client.chat.completions.create(model="sandbox-claude", messages=ASK)
 
 

@@ -1,7 +1,7 @@
 """What a caller can tell the sandbox to do, and the one pure function that reads it.
 
-A directive string is a comma-separated list of `name=value`; a switch may go without its `=1`. It comes after an
-`@` in the model's name, `sandbox-chat@tokens=500,ttft_ms=200`, or in the request's metadata, or both: then
+A directive string is a comma-separated list of `name=value`; a switch may go without its `=1`. It comes after
+an `@` in the model's name, `sandbox-chat@tokens=500,ttft_ms=200`, or in the request's metadata, or both: then
 the metadata is read last and wins. Whatever it says is the whole truth about a call: the sandbox keeps no
 other state per caller, save the counter behind `times`.
 """

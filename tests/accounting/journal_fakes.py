@@ -1,6 +1,7 @@
-"""A disk with a page cache and a platter, and records to write on it: for the tests of the journal's rooms."""
+"""A disk with a page cache and a platter, and records to write on it: what the journal's tests share."""
 
 import errno
+import random
 from collections import deque
 from pathlib import Path
 
@@ -26,7 +27,7 @@ STATE = Path("/state")
 DIRECTORY = STATE / "journal"
 
 
-class PowerLoss(BaseException):  # noqa: N818 - nobody may catch it by accident
+class PowerLoss(BaseException):
     """The machine goes down in the middle of what it does."""
 
 
@@ -48,7 +49,7 @@ class Inode:
         self.dirty.clear()
 
     def lose_power(self, rng):
-        """Any of the pages that were not synced may have reached the platter, in any order; so may the size."""
+        """Any pages that were not synced may have reached the platter, in any order; so may the size."""
         if len(self.cache) != len(self.platter) and rng.random() < 0.5:
             size = len(self.cache)
             del self.platter[size:]
@@ -292,6 +293,11 @@ def calls(count, first=1):
     return [
         record for request in range(first, first + count) for record in (attempt(request), settled(request))
     ]
+
+
+def seeded(seed):
+    """Randomness that can be repeated."""
+    return random.Random(seed)  # noqa: S311 - a scenario, not a secret
 
 
 # -- a journal on a fake disk ----------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 import errno
-import random
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -39,6 +39,7 @@ from tests.accounting.journal_fakes import (
     read,
     records,
     reopened,
+    seeded,
     settled,
     sync,
     void,
@@ -76,10 +77,7 @@ def fails(operation, error=errno.EIO):
 
 
 def letters(disk, path):
-    return [
-        msgspec.json.decode(line)["t"]
-        for line in disk.content(path).rstrip(b"\0").splitlines()
-    ]
+    return [msgspec.json.decode(line)["t"] for line in disk.content(path).rstrip(b"\0").splitlines()]
 
 
 def test_every_kind_of_record_comes_back_as_it_was_written():
@@ -169,7 +167,7 @@ def test_a_segment_that_fills_up_while_a_sync_runs_is_synced_again_before_it_is_
     sync(journal)
     housekeep(journal)
     assert [path.suffix for path in paths(disk)] == [".ndjson", ".open"]
-    disk.lose_power(random.Random(1))
+    disk.lose_power(seeded(1))
     assert read(disk).last_seq == before
 
 
@@ -279,9 +277,10 @@ def test_a_place_is_refused_where_what_was_promised_could_no_longer_be_written()
     while journal.reserve(1):
         taken += 1
     assert taken == (2**15 - journal._file.offset) // PLACE_BYTES
+    while journal._fits(taken, 500):
+        journal.append(wallet())
     with pytest.raises(NoRoom):
-        while True:
-            journal.append(wallet())
+        journal.append(settled(1))
     journal.release(1)
     assert journal.append(wallet()) == journal.seq
     assert not journal.reserve(2)
@@ -294,49 +293,61 @@ def test_places_that_were_not_taken_cannot_be_given_back():
         journal.release(3)
 
 
+class Calls:
+    """Calls that come and go on a journal; `refused` counts what found no room."""
+
+    def __init__(self, journal, disk, rng):
+        self.journal, self.disk, self.rng = journal, disk, rng
+        self.under_way, self.begun, self.refused = [], 0, 0
+
+    def begin(self):
+        if not self.journal.reserve(2):
+            self.refused += 1
+            return
+        self.begun += 1
+        self.journal.append(attempt(self.begun), reserved=True)
+        self.under_way.append(self.begun)
+
+    def go_on(self):
+        try:
+            self.journal.append(progress(self.rng.choice(self.under_way or [0])))
+        except NoRoom:
+            self.refused += 1
+
+    def end(self):
+        if self.under_way:
+            self.journal.append(settled(self.under_way.pop()), reserved=True)
+
+    def sync(self):
+        sync(self.journal)
+
+    def chore(self):
+        """Made or not: the disk is full now and then."""
+        self.disk.capacity = self.rng.choice([0, 0, 2**40])
+        chore = self.journal.housework()
+        if chore is not None:
+            with suppress(OSError):
+                chore.run()
+            self.journal.housework_done(chore)
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_a_reserved_place_always_finds_room(seed):
-    """Random calls on tiny segments, with spares that come late or not at all: what was promised is written."""
-    rng = random.Random(seed)
+    """On tiny segments, with spares that come late or not at all, what was promised is written."""
+    rng = seeded(seed)
     disk = FakeDisk()
     journal = fresh(disk, segment_bytes=rng.choice([2**14, 2**15, 2**16]))
-    journal.append(wallet())
-    journal.append(grant())
-    under_way, request, refused = [], 0, 0
+    calls = Calls(journal, disk, rng)
     for _ in range(600):
-        match rng.randrange(6):
-            case 0 | 1:
-                if journal.reserve(2):
-                    request += 1
-                    journal.append(attempt(request), reserved=True)
-                    under_way.append(request)
-                else:
-                    refused += 1
-            case 2 if under_way:
-                journal.append(settled(under_way.pop(rng.randrange(len(under_way)))), reserved=True)
-            case 3 if under_way:
-                try:
-                    journal.append(progress(rng.choice(under_way)))
-                except NoRoom:
-                    refused += 1
-            case 4:
-                sync(journal)
-            case _ if rng.random() < 0.3:
-                disk.capacity = rng.choice([0, 2**40])
-                chore = journal.housework()
-                if chore is not None:
-                    try:
-                        chore.run()
-                    except OSError:
-                        refused += 1
-                    journal.housework_done(chore)
+        rng.choice([calls.begin, calls.begin, calls.go_on, calls.end, calls.sync, calls.chore])()
     disk.capacity = 0
-    for one in under_way:
-        journal.append(settled(one), reserved=True)
-        sync(journal)
+    while calls.under_way:
+        calls.end()
+        calls.sync()
+    calls.sync()
     assert journal.failed is None
     assert journal.reserved == 0
-    assert refused
+    assert calls.refused
     assert read(disk).last_seq == journal.synced_upto == journal.seq
 
 
@@ -431,7 +442,7 @@ def test_the_tail_above_the_last_mark_is_written_again_under_the_same_seqs_and_s
     assert again.seq == again.synced_upto == 6
     assert letters(disk, paths(disk)[1]) == ["C0", "C", "P", "S", "A", "M"]
     assert records(disk) == written
-    disk.lose_power(random.Random(3))
+    disk.lose_power(seeded(3))
     assert records(disk) == written
     assert isinstance(written[-1][1], Attempt)
 

@@ -1,5 +1,6 @@
 import errno
 import math
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -91,12 +92,32 @@ def world():
     return World()
 
 
+@asynccontextmanager
+async def running(recorder, *, ends=None):
+    """The recorder's task for as long as the block, closed at its end in any case; yields the nursery.
+
+    `ends` is the error that it must end with.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(recorder.run)
+            try:
+                yield nursery
+            finally:
+                recorder.close()
+    except BaseExceptionGroup as group:
+        (error,) = group.exceptions
+        if ends is None or not isinstance(error, ends):
+            raise
+    else:
+        assert ends is None, "it ended well"
+
+
 @pytest.fixture
-async def recorder(world, nursery):
+async def recorder(world):
     recorder = world.build()
-    await nursery.start(recorder.run)
-    yield recorder
-    recorder.close()
+    async with running(recorder):
+        yield recorder
 
 
 def fails(operation, error=errno.EIO):
@@ -142,7 +163,9 @@ async def test_all_that_is_written_while_a_sync_runs_shares_the_next(world, reco
     assert trio.current_time() == pytest.approx(2.0)
 
 
-async def test_a_waiter_is_released_by_the_sync_that_covers_it_and_not_before(world, recorder, autojump_clock):
+async def test_a_waiter_is_released_by_the_sync_that_covers_it_and_not_before(
+    world, recorder, autojump_clock
+):
     world.sync_seconds = 1.0
     recorder.write(wallet())
     await trio.sleep(0.5)
@@ -189,15 +212,14 @@ async def test_only_what_is_synced_is_loaded(world, recorder, autojump_clock):
     assert world.store.loaded == [(1, wallet())]
 
 
-async def test_a_slice_is_no_longer_than_it_may_be(world, nursery, autojump_clock):
+async def test_a_slice_is_no_longer_than_it_may_be(world, autojump_clock):
     recorder = world.build(load_records_max=7)
-    await nursery.start(recorder.run)
-    for record in [wallet(), grant(), *calls(10)]:
-        recorder.write(record)
-    await recorder.flush()
-    assert world.store.slices == [7, 7, 7, 1]
-    assert trio.current_time() < 1
-    recorder.close()
+    async with running(recorder):
+        for record in [wallet(), grant(), *calls(10)]:
+            recorder.write(record)
+        await recorder.flush()
+        assert world.store.slices == [7, 7, 7, 1]
+        assert trio.current_time() < 1
 
 
 async def test_the_tail_that_is_not_loaded_answers_for_a_request(world, recorder, autojump_clock):
@@ -268,24 +290,23 @@ async def test_a_store_that_stays_broken_is_asked_less_and_less_often(world, rec
 # -- bounds ----------------------------------------------------------------------------------------------
 
 
-async def test_records_that_wait_for_the_store_close_the_door_at_their_bound(world, nursery, autojump_clock):
+async def test_records_that_wait_for_the_store_close_the_door_at_their_bound(world, autojump_clock):
     recorder = world.build(unloaded_max=10)
-    await nursery.start(recorder.run)
-    world.store.error = RuntimeError("broken")
-    recorder.reserve(4)
-    for record in [wallet(), grant(), attempt(1), attempt(2), attempt(3), attempt(4)]:
-        recorder.write(record)
-    with pytest.raises(Overloaded, match="wait for the store"):
-        recorder.write(progress(1))
-    with pytest.raises(Overloaded, match="wait for the store"):
+    async with running(recorder):
+        world.store.error = RuntimeError("broken")
+        recorder.reserve(4)
+        for record in [wallet(), grant(), attempt(1), attempt(2), attempt(3), attempt(4)]:
+            recorder.write(record)
+        with pytest.raises(Overloaded, match="wait for the store"):
+            recorder.write(progress(1))
+        with pytest.raises(Overloaded, match="wait for the store"):
+            recorder.reserve(1)
+        for request in (1, 2, 3, 4):
+            recorder.write(settled(request), reserved=True)
+        await recorder.durable(10)
+        world.store.error = None
+        await trio.sleep(BACKOFF_SECONDS[1] * 2)
         recorder.reserve(1)
-    for request in (1, 2, 3, 4):
-        recorder.write(settled(request), reserved=True)
-    await recorder.durable(10)
-    world.store.error = None
-    await trio.sleep(BACKOFF_SECONDS[1] * 2)
-    recorder.reserve(1)
-    recorder.close()
 
 
 async def test_a_disk_that_takes_too_long_closes_the_door(world, recorder, autojump_clock):
@@ -303,25 +324,27 @@ async def test_a_disk_that_takes_too_long_closes_the_door(world, recorder, autoj
     recorder.reserve(1)
 
 
-async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(world, nursery, autojump_clock):
-    world.segment_bytes = 2**15
+async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(world, autojump_clock):
+    world.segment_bytes = 2**16
     recorder = world.build()
-    await nursery.start(recorder.run)
-    world.disk.capacity = 0
-    taken = 0
-    with pytest.raises(Overloaded, match="no room"):
-        while True:
+    async with running(recorder):
+        world.disk.capacity = 0
+        while recorder.journal._file.offset < 2**14 * 3:
+            await recorder.durable(recorder.write(settled(1)))
+        taken = 0
+        while recorder.journal._fits(taken + 1):
             recorder.reserve(1)
             taken += 1
-    await trio.sleep(1)
-    assert ("journal_chore_failed", errno.ENOSPC) in [(event, errno.ENOSPC) for event, _ in world.events]
-    with pytest.raises(Overloaded, match="no room"):
+        with pytest.raises(Overloaded, match="no room"):
+            recorder.reserve(1)
+        await trio.sleep(1)
+        assert ("journal_chore_failed", errno.ENOSPC) in [(event, errno.ENOSPC) for event, _ in world.events]
+        with pytest.raises(Overloaded, match="no room"):
+            recorder.reserve(1)
+        world.disk.capacity = 2**40
+        await trio.sleep(BACKOFF_SECONDS[1] * 2)
         recorder.reserve(1)
-    world.disk.capacity = 2**40
-    await trio.sleep(BACKOFF_SECONDS[1] * 2)
-    recorder.reserve(1)
-    assert taken
-    recorder.close()
+        assert taken
 
 
 # -- failing ---------------------------------------------------------------------------------------------
@@ -330,35 +353,34 @@ async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(w
 @pytest.mark.parametrize("operation", ["pwrite", "fdatasync"])
 async def test_an_error_of_the_disk_ends_every_promise(world, autojump_clock, operation):
     recorder = world.build()
-    with pytest.raises(BooksFailed, match="provoked"):
-        async with _task(recorder) as nursery:
-            recorder.reserve(2)
-            await recorder.durable(recorder.write(wallet()))
-            world.sync_seconds = 1.0
-            world.disk.before = fails(operation)
-            if operation == "fdatasync":
-                seq = recorder.write(grant())
-                with pytest.raises(Overloaded, match="failed"):
-                    await recorder.durable(seq)
-            else:
-                with pytest.raises(Overloaded, match="failed"):
-                    recorder.write(grant())
-            await recorder.wait_failed()
-            world.disk.before = None
-            assert "provoked" in recorder.health().failed
-            for refused in (
-                lambda: recorder.reserve(1),
-                lambda: recorder.write(attempt(1)),
-                lambda: recorder.write(attempt(1), reserved=True),
-            ):
-                with pytest.raises(Overloaded, match="failed"):
-                    refused()
-            await recorder.durable(1)
+    async with running(recorder, ends=BooksFailed) as nursery:
+        recorder.reserve(2)
+        await recorder.durable(recorder.write(wallet()))
+        world.sync_seconds = 1.0
+        world.disk.before = fails(operation)
+        if operation == "fdatasync":
+            seq = recorder.write(grant())
             with pytest.raises(Overloaded, match="failed"):
-                await recorder.durable(2)
-            assert recorder.journal.reserved == 2
-            recorder.close()
-            nursery.cancel_scope.cancel()  # no effect: it ends by itself
+                await recorder.durable(seq)
+        else:
+            with pytest.raises(Overloaded, match="failed"):
+                recorder.write(grant())
+        await recorder.wait_failed()
+        world.disk.before = None
+        assert "provoked" in recorder.health().failed
+        for refused in (
+            lambda: recorder.reserve(1),
+            lambda: recorder.write(attempt(1)),
+            lambda: recorder.write(attempt(1), reserved=True),
+        ):
+            with pytest.raises(Overloaded, match="failed"):
+                refused()
+        await recorder.durable(1)
+        with pytest.raises(Overloaded, match="failed"):
+            await recorder.durable(2)
+        assert recorder.journal.reserved == 2
+        recorder.close()
+        nursery.cancel_scope.cancel()  # no effect: it ends by itself
     assert [event for event, _ in world.events] == ["books_failed"]
     assert read(world.disk).synced_upto == 1
     assert world.store.loaded == [(1, wallet())]
@@ -374,17 +396,16 @@ async def test_everybody_who_waits_learns_of_it(world, autojump_clock):
             await recorder.durable(seq)
         learned.append(seq)
 
-    with pytest.raises(BooksFailed):
-        async with _task(recorder) as nursery:
-            recorder.write(wallet())
-            nursery.start_soon(wait, 1)
-            await trio.sleep(0.5)
-            recorder.write(grant())
-            nursery.start_soon(wait, 2)
-            world.disk.before = fails("fdatasync")
-            await recorder.wait_failed()
-            recorder.close()
-    assert learned == [1, 2]
+    async with running(recorder, ends=BooksFailed) as nursery:
+        recorder.write(wallet())
+        nursery.start_soon(wait, 1)
+        await trio.sleep(0.5)
+        recorder.write(grant())
+        nursery.start_soon(wait, 2)
+        world.disk.before = fails("fdatasync")
+        await recorder.wait_failed()
+        recorder.close()
+    assert sorted(learned) == [1, 2]
 
 
 async def test_a_dead_recorder_is_failed_books(world, autojump_clock):
@@ -394,13 +415,11 @@ async def test_a_dead_recorder_is_failed_books(world, autojump_clock):
         raise LookupError("a fault of ours")
 
     recorder.run_in_thread = breaks
-    with pytest.raises(ExceptionGroup) as caught:
-        async with _task(recorder):
-            seq = recorder.write(wallet())
-            with pytest.raises(Overloaded):
-                await recorder.durable(seq)
-    assert caught.group_contains(LookupError)
-    assert isinstance(recorder.failed, BaseException)
+    async with running(recorder, ends=ExceptionGroup):
+        seq = recorder.write(wallet())
+        with pytest.raises(Overloaded):
+            await recorder.durable(seq)
+    assert "a fault of ours" in repr(recorder.failed.exceptions)
     with pytest.raises(Overloaded):
         recorder.reserve(1)
 
@@ -412,7 +431,7 @@ async def test_closing_brings_everything_to_the_platter_and_the_store_and_seals(
     recorder = world.build(load_records_max=3)
     world.sync_seconds = 0.5
     written = [wallet(), grant(), *calls(5)]
-    async with _task(recorder):
+    async with running(recorder):
         for record in written:
             recorder.write(record)
         recorder.close()
@@ -429,7 +448,7 @@ async def test_closing_brings_everything_to_the_platter_and_the_store_and_seals(
 
 async def test_a_reserved_write_after_closing_is_refused_before_it_is_in_the_journal(world, autojump_clock):
     recorder = world.build()
-    async with _task(recorder):
+    async with running(recorder):
         recorder.reserve(1)
         recorder.close()
         with pytest.raises(Overloaded, match="closed"):
@@ -440,7 +459,7 @@ async def test_a_reserved_write_after_closing_is_refused_before_it_is_in_the_jou
 async def test_a_cancelled_recorder_goes_on_until_it_is_closed(world, autojump_clock):
     recorder = world.build()
     with trio.CancelScope() as scope:
-        async with _task(recorder):
+        async with running(recorder):
             scope.cancel()
             with trio.CancelScope(shield=True):
                 await recorder.durable(recorder.write(wallet()))
@@ -453,24 +472,23 @@ async def test_a_cancelled_recorder_goes_on_until_it_is_closed(world, autojump_c
 async def test_a_store_that_is_broken_does_not_keep_the_recorder_from_stopping(world, autojump_clock):
     recorder = world.build()
     world.store.error = RuntimeError("broken")
-    async with _task(recorder):
+    async with running(recorder):
         recorder.write(wallet())
         recorder.close()
     assert world.store.reopened <= STOP_TRIES
     assert read(world.disk).synced_upto == 1
 
 
-async def test_segments_are_sealed_and_spares_made_as_it_goes_on(world, nursery, autojump_clock):
+async def test_segments_are_sealed_and_spares_made_as_it_goes_on(world, autojump_clock):
     world.segment_bytes = 2**15
     recorder = world.build()
-    await nursery.start(recorder.run)
-    for record in [wallet(), grant(), *calls(100)]:
-        await recorder.durable(recorder.write(record))
-    await recorder.flush()
-    await trio.sleep(1)
-    assert [path.suffix for path in paths(world.disk)].count(".ndjson") >= 3
-    assert read(world.disk).last_seq == 202
-    recorder.close()
+    async with running(recorder):
+        for record in [wallet(), grant(), *calls(100)]:
+            await recorder.durable(recorder.write(record))
+        await recorder.flush()
+        await trio.sleep(1)
+        assert [path.suffix for path in paths(world.disk)].count(".ndjson") >= 3
+        assert read(world.disk).last_seq == 202
 
 
 async def test_ids_of_places_balance_over_reserve_release_and_write(recorder, autojump_clock):
@@ -479,24 +497,3 @@ async def test_ids_of_places_balance_over_reserve_release_and_write(recorder, au
     recorder.release(1)
     assert recorder.health().reserved == 1
     assert not math.isnan(recorder.health().unsynced_seconds)
-
-
-class _task:  # noqa: N801 - reads as a function
-    """The recorder's task, for as long as the block; what it raises is raised as it is."""
-
-    def __init__(self, recorder):
-        self.recorder = recorder
-
-    async def __aenter__(self):
-        self.manager = trio.open_nursery()
-        nursery = await self.manager.__aenter__()
-        await nursery.start(self.recorder.run)
-        return nursery
-
-    async def __aexit__(self, *exc):
-        try:
-            return await self.manager.__aexit__(*exc)
-        except BaseExceptionGroup as group:
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
-            raise

@@ -22,7 +22,7 @@ from accounting.records import (
     Transfer,
     Wallet,
 )
-from accounting.store import NAME, Store, StoreBusy, StoreError, _LOADINGS
+from accounting.store import _LOADINGS, NAME, Store, StoreBusy, StoreError
 from pricing.usage import BUCKETS, Usage
 from tests.accounting.journal_fakes import attempt, calls, grant, progress, settled, void, wallet
 
@@ -46,7 +46,7 @@ def numbered(*records, after=0):
 
 
 def row(store, table):
-    cursor = store._connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - names of tables, from here
+    cursor = store._connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - tables, named here
     names = [column[0] for column in cursor.description]
     rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return rows[0] if len(rows) == 1 else rows

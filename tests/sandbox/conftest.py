@@ -1,4 +1,4 @@
-"""A caller that drives the sandbox's ASGI app in memory, on virtual time."""
+"""A caller that drives the sandbox's ASGI app in memory; a test in which time passes asks for virtual time."""
 
 import json
 from urllib.parse import quote
@@ -54,7 +54,7 @@ class Answer:
 class Caller:
     app: object = field(factory=lambda: build(now=trio.current_time, wall=lambda: 1_763_700_000.0))
 
-    async def send(self, method, path, body=b"", headers=None, query="", hang_up_after=None, until=None):
+    async def send(self, method, path, body=b"", headers=None, query="", *, hang_up_after=None, until=None):
         """One request. `hang_up_after` seconds, or at the first write for which `until(answer)` holds."""
         answer, gone, began = Answer(), trio.Event(), trio.current_time()
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
@@ -113,9 +113,13 @@ class Caller:
         body |= {"metadata": {"sandbox": metadata}} if metadata else {}
         headers = {"authorization": f"Bearer {key or KEY}"}
         return await self.send(
-            "POST", "/v1/chat/completions", json.dumps(body | fields).encode(), headers,
-            hang_up_after=leave, until=until,
-        )  # fmt: skip
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(body | fields).encode(),
+            headers,
+            hang_up_after=leave,
+            until=until,
+        )
 
     async def messages(self, told="", *, path="/v1/messages", leave=None, until=None, **fields):
         body = {
@@ -124,9 +128,13 @@ class Caller:
             "messages": [{"role": "user", "content": "Hi there"}],
         }
         return await self.send(
-            "POST", path, json.dumps(body | fields).encode(), CREDENTIALS["anthropic"],
-            hang_up_after=leave, until=until,
-        )  # fmt: skip
+            "POST",
+            path,
+            json.dumps(body | fields).encode(),
+            CREDENTIALS["anthropic"],
+            hang_up_after=leave,
+            until=until,
+        )
 
     async def gemini(
         self,
@@ -143,9 +151,14 @@ class Caller:
         body = {"contents": [{"role": "user", "parts": [{"text": "Hi there"}]}]}
         query = "alt=sse" if sse and action == "streamGenerateContent" else ""
         return await self.send(
-            "POST", f"/{version}/models/{model}:{action}", json.dumps(body | fields).encode(),
-            CREDENTIALS["gemini"], query, hang_up_after=leave, until=until,
-        )  # fmt: skip
+            "POST",
+            f"/{version}/models/{model}:{action}",
+            json.dumps(body | fields).encode(),
+            CREDENTIALS["gemini"],
+            query,
+            hang_up_after=leave,
+            until=until,
+        )
 
     async def in_dialect(self, dialect, told="", *, stream=False, **more):
         """The same request in any dialect."""
@@ -168,5 +181,10 @@ class Caller:
 
 
 @pytest.fixture
-def caller(autojump_clock) -> Caller:
+def new_caller():
+    return Caller
+
+
+@pytest.fixture
+def caller() -> Caller:
     return Caller()

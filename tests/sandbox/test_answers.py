@@ -163,10 +163,16 @@ def test_input_splits_into_what_was_read_written_and_neither(told, marks, expect
 
 @settings(max_examples=200)
 @given(
-    st.integers(0, 100), st.none() | st.integers(0, 100), st.none() | st.integers(0, 100), st.integers(0, 500),
-    st.integers(0, 500), st.integers(1, 500),
-)  # fmt: skip
-def test_the_parts_of_the_input_are_always_the_whole(cached, five, hour, mark_5m, mark_1h, tokens):
+    st.integers(0, 100),
+    st.none() | st.integers(0, 100),
+    st.none() | st.integers(0, 100),
+    st.integers(0, 500),
+    st.integers(0, 500),
+    st.integers(1, 500),
+)
+def test_the_parts_of_the_input_are_always_the_whole(  # noqa: PLR0917 - drawn in this order
+    cached, five, hour, mark_5m, mark_1h, tokens
+):
     told = Directives(cached=cached, cache_write=five, cache_write_1h=hour)
     marks = {"marked_5m": min(mark_5m, tokens), "marked_1h": min(mark_1h, tokens)}
     read = answer(asked(told, input_tokens=tokens, **marks)).read
@@ -175,11 +181,20 @@ def test_the_parts_of_the_input_are_always_the_whole(cached, five, hour, mark_5m
 
 @settings(max_examples=200)
 @given(
-    st.integers(0, 60), st.integers(0, 60), st.none() | st.integers(1, 80), st.integers(1, 3), st.booleans(),
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.none() | st.integers(1, 80),
+    st.integers(1, 3),
+    st.booleans(),
     st.sampled_from([(), ("a",), ("ve",), ("zzz", " s")]),
-)  # fmt: skip
-def test_no_answer_is_longer_than_its_bound_and_every_token_is_accounted_for(
-    tokens, reasoning, bound, choices, tools, stops
+)
+def test_no_answer_is_longer_than_its_bound_and_every_token_is_billed(  # noqa: PLR0917 - drawn in this order
+    tokens,
+    reasoning,
+    bound,
+    choices,
+    tools,
+    stops,
 ):
     told = Directives(tokens=tokens, reasoning=reasoning, tool=("look",) if tools else ())
     said = answer(asked(told, tools=(LOOK,), output_max=bound, choices=choices, stops=stops))

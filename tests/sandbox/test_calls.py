@@ -6,7 +6,7 @@ from proxy.sandbox.wire import Asked
 
 
 def new_calls():
-    return Calls(lambda order: f"{order:032x}")
+    return Calls(lambda order: f"{order:024x}{0:08x}")
 
 
 def said(tokens=9, *, stream=False, **told):

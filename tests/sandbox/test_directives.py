@@ -46,11 +46,30 @@ def test_an_unknown_directive_is_refused_with_all_that_there_are():
 @pytest.mark.parametrize(
     "text",
     [
-        "tokens=-1", "tokens=1.5", "tokens=1000001", "tokens=", "tokens=٣", "tokens=1e3", "status=200", "status=600",
-        "cached=101", "bills_on=maybe", "usage=lots", "tool=", "tool=a+", "fail_key", "tokens", "usage", "frame_tokens=0", "batch=0",
-        "tokens=99999999999999999999", "=5", "x" * 600, "tokens=1," + "," * 600,
+        "tokens=-1",
+        "tokens=1.5",
+        "tokens=1000001",
+        "tokens=",
+        "tokens=٣",
+        "tokens=1e3",
+        "status=200",
+        "status=600",
+        "cached=101",
+        "bills_on=maybe",
+        "usage=lots",
+        "tool=",
+        "tool=a+",
+        "fail_key",
+        "tokens",
+        "usage",
+        "frame_tokens=0",
+        "batch=0",
+        "tokens=99999999999999999999",
+        "=5",
+        "x" * 600,
+        "tokens=1," + "," * 600,
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused(text):
     with pytest.raises(BadDirectiveError):
         parse(f"m@{text}")

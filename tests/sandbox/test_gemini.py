@@ -182,9 +182,16 @@ async def test_the_rest_of_a_request_is_read_too(caller):
 
 async def test_errors_have_the_vendors_form(caller):
     expected = {
-        400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED",
-        500: "INTERNAL", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED", 418: "INVALID_ARGUMENT", 529: "INTERNAL",
-    }  # fmt: skip
+        400: "INVALID_ARGUMENT",
+        403: "PERMISSION_DENIED",
+        404: "NOT_FOUND",
+        429: "RESOURCE_EXHAUSTED",
+        500: "INTERNAL",
+        503: "UNAVAILABLE",
+        504: "DEADLINE_EXCEEDED",
+        418: "INVALID_ARGUMENT",
+        529: "INTERNAL",
+    }
     for status, name in expected.items():
         answer = await caller.gemini(f"status={status},retry_after=17")
         error = answer.json["error"]
@@ -212,9 +219,13 @@ async def test_an_error_in_mid_stream_takes_the_form_of_the_stream(caller):
 
 async def test_bad_requests_are_refused(caller):
     for fields in (
-        {"contents": []}, {"contents": "Hi"}, {"contents": [{"parts": "Hi"}]}, {"generationConfig": []},
-        {"generationConfig": {"maxOutputTokens": 0}}, {"generationConfig": {"candidateCount": 9}},
-    ):  # fmt: skip
+        {"contents": []},
+        {"contents": "Hi"},
+        {"contents": [{"parts": "Hi"}]},
+        {"generationConfig": []},
+        {"generationConfig": {"maxOutputTokens": 0}},
+        {"generationConfig": {"candidateCount": 9}},
+    ):
         answer = await caller.gemini(**fields)
         assert (answer.status, answer.json["error"]["status"]) == (400, "INVALID_ARGUMENT"), fields
     assert (await caller.gemini("cache_write=5")).status == 400

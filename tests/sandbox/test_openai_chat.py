@@ -35,8 +35,10 @@ async def test_an_answer_has_the_vendors_form(caller):
     assert int(answer.lower["content-length"]) == len(answer.body)
     assert body["id"].startswith("chatcmpl-")
     assert (body["object"], body["created"], body["model"]) == (
-        "chat.completion", 1_763_700_000, "sandbox-chat@tokens=5",
-    )  # fmt: skip
+        "chat.completion",
+        1_763_700_000,
+        "sandbox-chat@tokens=5",
+    )
     choice = body["choices"][0]
     assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "stop", None)
     assert len(choice["message"]["content"].split()) == 5
@@ -169,15 +171,23 @@ async def test_reasoning_models_reason_unless_told_not_to(caller):
 async def test_every_part_of_a_message_is_read(caller):
     plain = (await caller.chat(messages=[USER])).json["usage"]["prompt_tokens"]
     messages = [
-        {"role": "user", "name": "anna", "content": [
-            {"type": "text", "text": "Hi"},
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
-        ]},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}},
-        ]},
+        {
+            "role": "user",
+            "name": "anna",
+            "content": [
+                {"type": "text", "text": "Hi"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+            ],
+        },
         {"role": "tool", "tool_call_id": "c", "content": "Sunny"},
-    ]  # fmt: skip
+    ]
     assert (await caller.chat(messages=messages)).json["usage"]["prompt_tokens"] > plain + 64
 
 
@@ -203,10 +213,20 @@ async def test_a_missing_and_an_invalid_key_are_401(caller):
 
 async def test_bad_requests_are_refused(caller):
     for fields in (
-        {"messages": []}, {"messages": "Hi"}, {"messages": [{"content": "Hi"}]}, {"n": 0}, {"n": 1000}, {"max_tokens": "5"},
-        {"messages": [{"role": "user", "content": [7]}]}, {"stream_options": {"include_usage": True}},
-        {"model": None}, {"model": "m@nonsense"}, {"tools": {}}, {"stop": 7}, {"metadata": {"sandbox": 7}},
-    ):  # fmt: skip
+        {"messages": []},
+        {"messages": "Hi"},
+        {"messages": [{"content": "Hi"}]},
+        {"n": 0},
+        {"n": 1000},
+        {"max_tokens": "5"},
+        {"messages": [{"role": "user", "content": [7]}]},
+        {"stream_options": {"include_usage": True}},
+        {"model": None},
+        {"model": "m@nonsense"},
+        {"tools": {}},
+        {"stop": 7},
+        {"metadata": {"sandbox": 7}},
+    ):
         answer = await caller.chat(**fields)
         assert answer.status == 400, fields
         assert answer.json["error"]["type"] == "invalid_request_error"
@@ -224,7 +244,14 @@ async def test_an_error_in_mid_stream_is_an_event_and_there_is_no_done(caller):
 async def test_headers_are_those_that_a_gateway_must_strip(caller):
     headers = (await caller.chat()).lower
     for name in (
-        "set-cookie", "openai-organization", "openai-project", "x-ratelimit-remaining-tokens", "cf-ray", "alt-svc", "via",
-        "strict-transport-security", "openai-processing-ms",
-    ):  # fmt: skip
+        "set-cookie",
+        "openai-organization",
+        "openai-project",
+        "x-ratelimit-remaining-tokens",
+        "cf-ray",
+        "alt-svc",
+        "via",
+        "strict-transport-security",
+        "openai-processing-ms",
+    ):
         assert name in headers

@@ -51,7 +51,7 @@ class Anthropic:
         """Word a failure as an answer."""
         return errors.error(failure, request_id)
 
-    def error_event(self, failure: Failure, request_id: str) -> bytes:
+    def error_event(self, failure: Failure, request_id: str, path: Path | None = None) -> bytes:  # noqa: ARG002 - one form
         """Word a failure as the last event of a stream that has begun."""
         return errors.error_event(failure, request_id)
 

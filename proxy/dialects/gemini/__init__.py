@@ -58,13 +58,11 @@ class Gemini:
         """Word a failure as an answer."""
         return errors.error(failure, request_id)
 
-    def error_event(self, failure: Failure, request_id: str) -> bytes:
-        """Word a failure as the last event of a stream that has begun."""
+    def error_event(self, failure: Failure, request_id: str, path: Path | None = None) -> bytes:
+        """Word a failure as the last event of a stream, or the last element of one that is a JSON array."""
+        if path is not None and path.action == "stream" and not path.sse:
+            return errors.error_element(failure, request_id)
         return errors.error_event(failure, request_id)
-
-    def error_element(self, failure: Failure, request_id: str) -> bytes:
-        """Word a failure as the last element of a stream that is one JSON array (no `alt=sse`)."""
-        return errors.error_element(failure, request_id)
 
     def read_error(self, status: int, body: bytes) -> ProviderError:
         """Read a provider's error answer."""

@@ -48,7 +48,12 @@ class OpenAIChat:
         """Word a failure as an answer."""
         return errors.error(failure, request_id)
 
-    def error_event(self, failure: Failure, request_id: str) -> bytes:  # noqa: ARG002 - other dialects say the id
+    def error_event(
+        self,
+        failure: Failure,
+        request_id: str,  # noqa: ARG002 - other dialects say the id
+        path: Path | None = None,  # noqa: ARG002 - this one streams in one form
+    ) -> bytes:
         """Word a failure as the last event of a stream that has begun."""
         return errors.error_event(failure)
 
