@@ -24,7 +24,7 @@ def main(wheel: Path) -> None:
         owners = set(packages_distributions().get(package, []))
         if owners != {"farebox"}:
             sys.exit(f"{package} is owned by {sorted(owners)}, not by farebox alone")
-    print(f"{wheel.name}: {len(names)} files, nothing missing, nothing stray")  # noqa: T201 - a script's answer
+    print(f"{wheel.name}: {len(names)} files, nothing missing, nothing stray")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ _FAR: Final = 2**62
 """More frames or bytes than any answer has: no progress is due."""
 
 
-class Overloaded(Exception):  # noqa: N818 - a state of the books, not a fault of the caller
+class Overloaded(Exception):
     """The books can take no more for now, or have failed.
 
     Args:

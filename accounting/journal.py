@@ -70,11 +70,11 @@ _DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
 }
 
 
-class NoRoom(Exception):  # noqa: N818 - a state, not a fault
+class NoRoom(Exception):
     """The segments at hand have no room for another record; the spare is not ready or the disk is full."""
 
 
-class BooksFailed(Exception):  # noqa: N818 - said of the whole, not of a call
+class BooksFailed(Exception):
     """The journal could not be written or synced, or is closed: nothing can be promised any more."""
 
 

@@ -54,7 +54,7 @@ EXPIRY: Final = "expiry"
 _WALLET_ACCOUNTS: Final = frozenset({Account.WALLET_PAID, Account.WALLET_PROMO})
 
 
-class Refusal(Exception):  # noqa: N818 - an answer of the books, not a fault of theirs
+class Refusal(Exception):
     """The books say no; nothing was changed."""
 
 
@@ -120,7 +120,7 @@ class DuplicateGrant(Refusal):
         self.existing = existing
 
 
-class Contradiction(Exception):  # noqa: N818
+class Contradiction(Exception):
     """Records that cannot follow on what the ledger knows: the journal is incomplete, or we are wrong."""
 
 

@@ -36,7 +36,7 @@ class RecoveryError(Exception):
     """The books cannot be opened as they are; the message says what a person has to look at."""
 
 
-class AlreadyRunning(RecoveryError):  # noqa: N818 - a state, not a fault
+class AlreadyRunning(RecoveryError):
     """Another process has the state directory: ask it over its admin API, or stop it."""
 
 

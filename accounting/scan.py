@@ -22,7 +22,7 @@ from accounting.records import CarryHead, Mark, Record
 _NAME: Final = re.compile(rf"([0-9]{{8}})({re.escape(OPEN)}|{re.escape(SEALED)})")
 
 
-class JournalDamaged(Exception):  # noqa: N818 - said of the journal, not of a call
+class JournalDamaged(Exception):
     """Something that was on the platter is missing or cannot be read.
 
     Args:

@@ -46,7 +46,7 @@ class StoreError(Exception):
     """DuckDB could not do it; what became of a transaction is unknown until the store is reopened."""
 
 
-class StoreBusy(StoreError):  # noqa: N818 - a state, not a fault
+class StoreBusy(StoreError):
     """Another process has the store open: a gateway that runs, or a command that reads."""
 
 

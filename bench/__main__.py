@@ -18,10 +18,14 @@ from bench.scenarios import SCENARIOS, run
 
 def main() -> None:
     """Parse arguments, run, print."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("scenario", choices=["list", "all", *SCENARIOS])
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds, of which the median is shown")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="alternating rounds, of which the median is shown"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-pin", action="store_true", help="do not bind processes to cores")
     asked = parser.parse_args()

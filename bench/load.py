@@ -65,7 +65,8 @@ class Load:
         body = json.dumps(fields).encode()
         request = (
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer %s\r\n"
-            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (key.encode(), len(body), body)
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+            % (key.encode(), len(body), body)
         )
         self.clients = [Client(("127.0.0.1", port), request) for _ in range(concurrency)]
         self.stream = stream

@@ -32,7 +32,9 @@ def pinned(core: int | None, command: list[str]) -> list[str]:
 def upstream(core: int | None) -> Iterator[int]:
     """The stand-in provider; gives its port."""
     command = pinned(core, [sys.executable, "-m", "bench.upstream"])
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -66,10 +68,25 @@ def gateway(port: int, core: int | None) -> Iterator["Gateway"]:
             api_key = "sk-bench"
             """
         )
-        command = [sys.executable, "-m", "proxy", "serve", "--port", "0", "--json", "--state", str(home / "state")]
+        command = [
+            sys.executable,
+            "-m",
+            "proxy",
+            "serve",
+            "--port",
+            "0",
+            "--json",
+            "--state",
+            str(home / "state"),
+        ]
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
-                pinned(core, command), stdout=subprocess.PIPE, stderr=log, text=True, cwd=home, env=environment()
+                pinned(core, command),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=home,
+                env=environment(),
             )
         assert process.stdout is not None
         try:

@@ -59,13 +59,18 @@ def as_table(name: str, figures: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     columns = [column for column in COLUMNS if any(_value(row, column) for row in figures["rows"])]
     lines = [
-        f"{name}: medians of {figures['rounds']} alternating rounds of {figures['seconds']:g} s; "
-        "`direct` is the harness's own ceiling (its provider and client, no gateway)",
+        (
+            f"{name}: medians of {figures['rounds']} alternating rounds of {figures['seconds']:g} s; "
+            "`direct` is the harness's own ceiling (its provider and client, no gateway)"
+        ),
         "",
         "| " + " | ".join(["case", *(column.head for column in columns)]) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    lines += ["| " + " | ".join([row["case"], *(_shown(row, column) for column in columns)]) + " |" for row in figures["rows"]]
+    lines += [
+        "| " + " | ".join([row["case"], *(_shown(row, column) for column in columns)]) + " |"
+        for row in figures["rows"]
+    ]
     return "\n".join(lines)
 
 

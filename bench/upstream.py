@@ -35,7 +35,8 @@ PLAIN_ANSWER: Final = (
     % (len(PLAIN), PLAIN)
 )
 STREAM_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-request-id: bench\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-request-id: bench\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
 )
 END: Final = b"0\r\n\r\n"
 BURST: Final = 16

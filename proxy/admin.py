@@ -128,7 +128,7 @@ class Admin:
             raise Rejected(Kind.UNKNOWN_ROUTE, f"There is no operation {operation!r}.")
         shape, method = OPERATIONS[operation]
         try:
-            asked = msgspec.json.decode(arguments or b"{}", type=shape)
+            asked: Any = msgspec.json.decode(arguments or b"{}", type=shape)
         except msgspec.DecodeError as error:
             raise Rejected(Kind.BAD_REQUEST, f"{operation}: {error}") from None
         try:
@@ -156,9 +156,7 @@ class Admin:
         ledger = self.books.ledger
         wallet = ledger.wallet(asked.wallet)
         shown = self._wallet(wallet)
-        shown["grants"] = [
-            _grant(grant, remaining) for grant, remaining in ledger.grants(asked.wallet)
-        ]
+        shown["grants"] = [_grant(grant, remaining) for grant, remaining in ledger.grants(asked.wallet)]
         shown["keys"] = [_key(key) for key in ledger.keys() if key.wallet == asked.wallet]
         return shown
 
@@ -199,7 +197,9 @@ class Admin:
         if asked.markup_ppm is not None and not 0 <= asked.markup_ppm <= 10**9:
             raise ValueError("markup_ppm: expected 0 to 1000000000")
         if len(asked.models) > PATTERNS_MAX or len(asked.name) > NAME_MAX:
-            raise ValueError(f"expected at most {PATTERNS_MAX} model patterns and {NAME_MAX} characters of name")
+            raise ValueError(
+                f"expected at most {PATTERNS_MAX} model patterns and {NAME_MAX} characters of name"
+            )
         secret = new_key(self.key_prefix, self.random_bytes)
         key = Key(
             key=self.books.new_id("key"),
@@ -235,7 +235,11 @@ class Admin:
         """List usage records, of everybody or one wallet; or all attempts of one request."""
         if asked.request is not None:
             found = await self.reader.usage_of(asked.request)
-            return {"object": "list", "data": [_operator_usage(record) for record in found], "next_cursor": None}
+            return {
+                "object": "list",
+                "data": [_operator_usage(record) for record in found],
+                "next_cursor": None,
+            }
         if not 1 <= asked.limit <= 1000:
             raise ValueError("limit: expected 1 to 1000")
         page: Page = await self.reader.page(
@@ -253,7 +257,8 @@ class Admin:
         return {
             "ok": not findings,
             "findings": [
-                {"invariant": finding.invariant, "what": finding.what, "where": finding.where} for finding in findings
+                {"invariant": finding.invariant, "what": finding.what, "where": finding.where}
+                for finding in findings
             ],
         }
 
@@ -334,7 +339,11 @@ def _key(key: Key) -> dict[str, Any]:
 
 
 def _iso(at_ms: int | None) -> str | None:
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return (
+        None
+        if at_ms is None
+        else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    )
 
 
 def _when(text: str | None) -> int | None:
@@ -344,7 +353,9 @@ def _when(text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"expires: expected a date such as 2027-01-31 or 2027-01-31T12:00:00Z, not {text!r}") from None
+        raise ValueError(
+            f"expires: expected a date such as 2027-01-31 or 2027-01-31T12:00:00Z, not {text!r}"
+        ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return int(moment.timestamp() * 1000)

@@ -12,7 +12,7 @@ from proxy.errors import Kind, Rejected
 from proxy.types import Secret
 
 ADDRESS_FILE: Final = "gateway.json"
-TOKEN_FILE: Final = "admin-token"
+TOKEN_FILE: Final = "admin-token"  # noqa: S105 - the name of a file
 TIMEOUT_SECONDS: Final = 60.0
 """`verify` on large books takes its time; everything else answers at once."""
 

@@ -38,9 +38,10 @@ from proxy.doors.server import bind, serve_app
 from proxy.gateway import Gateway
 from proxy.keys import KeyRing
 from proxy.limits import Ceilings, Limits
+from proxy.pages import account as account_page
 from proxy.pages import admin as admin_page
-from proxy.pages import api as api_page
 from proxy.pages import health as health_page
+from proxy.pages import models as models_page
 from proxy.pool import Pool
 from proxy.routing import Router
 from proxy.sandbox.app import build as build_sandbox
@@ -178,7 +179,7 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
         health = partial(health_page.build, partial(_unready, opened, draining))
         door = quart_door.build(
             gateway,
-            [api_page.build(gateway, opened.reader)],
+            [models_page.build(gateway), account_page.build(gateway, opened.reader)],
             [health()],
             respond=respond,
             new_id=partial(books.new_id, "req"),
@@ -288,8 +289,12 @@ def _gateway(
     )
     metrics = telemetry.metrics
     metrics.gauge("farebox_requests_open", "Requests under way.", lambda: gateway.limits.open)
-    metrics.gauge("farebox_answers_muted", "Answers read on for clients who left.", lambda: gateway.limits.muted)
-    metrics.gauge("farebox_accounts_resting", "Provider accounts at rest.", lambda: len(_resting(pool, telemetry)))
+    metrics.gauge(
+        "farebox_answers_muted", "Answers read on for clients who left.", lambda: gateway.limits.muted
+    )
+    metrics.gauge(
+        "farebox_accounts_resting", "Provider accounts at rest.", lambda: len(_resting(pool, telemetry))
+    )
     return gateway, pool
 
 
@@ -321,7 +326,9 @@ def _resting(pool: Pool, telemetry: Telemetry) -> list[dict[str, Any]]:
             "account": rest.account,
             "model": rest.model,
             "because": rest.because,
-            "until": datetime.fromtimestamp(wall_ms / 1000 + rest.until - now, UTC).isoformat(timespec="seconds"),
+            "until": datetime.fromtimestamp(wall_ms / 1000 + rest.until - now, UTC).isoformat(
+                timespec="seconds"
+            ),
             "seconds_left": round(rest.until - now, 1),
         }
         for rest in pool.resting(now)
@@ -332,7 +339,9 @@ def _bind(host: str, port: int, config: Config) -> list[socket.socket]:
     try:
         return bind(host, port, config.server.backlog)
     except OSError as error:
-        raise Unavailable(f"cannot listen on {host}, port {port}: {error.strerror}; --port 0 takes a free one") from None
+        raise Unavailable(
+            f"cannot listen on {host}, port {port}: {error.strerror}; --port 0 takes a free one"
+        ) from None
 
 
 def _tls(listen: Listen) -> ssl.SSLContext | None:

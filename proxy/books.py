@@ -19,8 +19,8 @@ from accounting.audit import Finding, Lines, verify
 from accounting.disk import OsDisk
 from accounting.hold import Books, Overloaded, Writer
 from accounting.ledger import Contradiction, Ledger
-from accounting.records import Record, UsageRecord
 from accounting.recorder import Recorder
+from accounting.records import Record, UsageRecord
 from accounting.recovery import JOURNAL, RecoveryError, recover
 from accounting.reports import Reader
 from accounting.scan import JournalDamaged, read_upto, scan
@@ -39,7 +39,7 @@ ATTEMPT_SLACK_SECONDS: Final = 120.0
 """How much longer than its total deadline an attempt may be open before `verify` calls it forgotten."""
 
 
-class Unavailable(Exception):  # noqa: N818 - a state of the machine, told to the operator
+class Unavailable(Exception):
     """The books or an address cannot be had; the message says why, and what to do."""
 
 
@@ -149,8 +149,7 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
     Raises:
         Unavailable: another process has them, or they cannot be opened as they are.
     """
-    settings, disk = config.books, OsDisk()
-    state = Path(settings.state_dir).absolute()
+    settings, disk, state = config.books, OsDisk(), _state_of(config)
     path, memory = state / STORE_NAME, settings.store_memory
     try:
         recovered = recover(
@@ -195,7 +194,9 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         async with trio.open_nursery() as nursery:
             await nursery.start(recorder.run)
             try:
-                yield OpenBooks(state, books, recorder, Reader(ask, recorder), ask, config.deadlines.total_seconds)
+                yield OpenBooks(
+                    state, books, recorder, Reader(ask, recorder), ask, config.deadlines.total_seconds
+                )
             finally:
                 recorder.close()
     finally:
@@ -220,7 +221,7 @@ async def operate(
 
 def _reading(config: Config) -> Admin:
     """The operations that only read, over the journal replayed in memory and the store as it is."""
-    state = Path(config.books.state_dir).absolute()
+    state = _state_of(config)
     if not (state / JOURNAL).is_dir():
         raise Unavailable(f"there are no books in {state}; `farebox wallet create` makes some")
     ledger, tail = Ledger(), _Tail()
@@ -255,19 +256,26 @@ class _Tail:
 
 
 class _NoWriter(Writer):
-    """The writer of books that are only read."""
+    """The writer of books that are only read; the commands that read never come here."""
 
     def reserve(self, places: int) -> None:
-        raise Overloaded("these books are only read")
+        raise self._refused(places)
 
     def release(self, places: int) -> None:
-        raise Overloaded("these books are only read")
+        raise self._refused(places)
 
     def write(self, record: Record, *, reserved: bool = False) -> int:
-        raise Overloaded("these books are only read")
+        raise self._refused(record, reserved)
 
     async def durable(self, seq: int) -> None:
-        raise Overloaded("these books are only read")
+        raise self._refused(seq)
+
+    def _refused(self, *_what: object) -> Overloaded:
+        return Overloaded("these books are only read")
+
+
+def _state_of(config: Config) -> Path:
+    return Path(config.books.state_dir).absolute()
 
 
 def _asker(store: Store) -> Callable[[str, Sequence[object]], Awaitable[Any]]:
@@ -287,4 +295,6 @@ def _report(findings: Any, set_aside: list[Path], telemetry: Telemetry) -> None:
     for path in set_aside:
         telemetry.log("warning", "store_set_aside", path=path.name)
     if findings.settled:
-        telemetry.log("warning", "settled_after_a_kill", because=f"{len(findings.settled)} attempts were open")
+        telemetry.log(
+            "warning", "settled_after_a_kill", because=f"{len(findings.settled)} attempts were open"
+        )

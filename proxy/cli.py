@@ -115,7 +115,9 @@ def with_listener(command: Callable[..., Any]) -> Callable[..., Any]:
 @farebox.command()
 @with_listener
 @click.option("--admin-port", type=click.IntRange(0, 65535), default=0, help="Port of the admin listener.")
-@click.option("--state", type=click.Path(file_okay=False), default=DEMO_STATE, help="State directory of the demo.")
+@click.option(
+    "--state", type=click.Path(file_okay=False), default=DEMO_STATE, help="State directory of the demo."
+)
 @with_json
 def demo(host: str | None, port: int | None, admin_port: int, state: str, as_json: bool) -> None:
     """Run a complete gateway that costs nothing: sandbox provider, demo wallet, a key ready to paste."""
@@ -142,7 +144,9 @@ def serve(config: Config, host: str | None, port: int | None, admin_port: int | 
 
 @farebox.command()
 @with_listener
-@click.option("--state", type=click.Path(file_okay=False), help="Not used: the sandbox keeps nothing on disk.")
+@click.option(
+    "--state", type=click.Path(file_okay=False), help="Not used: the sandbox keeps nothing on disk."
+)
 @with_json
 def sandbox(host: str | None, port: int | None, state: str | None, as_json: bool) -> None:  # noqa: ARG001
     """Run the sandbox provider alone: a stand-in for OpenAI, Anthropic and Gemini; GET /sandbox explains it."""
@@ -170,7 +174,9 @@ def _announce_demo(as_json: bool, facts: dict[str, Any]) -> None:
         return
     base, key = facts["base_url"], facts["key"]
     console = out()
-    console.print(f"[bold]Farebox is running[/bold] at {base} with a sandbox provider: nothing here costs money.")
+    console.print(
+        f"[bold]Farebox is running[/bold] at {base} with a sandbox provider: nothing here costs money."
+    )
     console.print(f"wallet {facts['wallet']}  balance {facts['balance']} USD  state {facts['state_dir']}")
     console.print(f"key    [bold]{key}[/bold]\n")
     click.echo(
@@ -204,7 +210,10 @@ Ctrl-C stops it: streams may finish, the books are closed."""
 
 @farebox.command()
 @click.option(
-    "--path", type=click.Path(dir_okay=False, path_type=Path), default=Path(CONFIG_NAME), help="Where to write it."
+    "--path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(CONFIG_NAME),
+    help="Where to write it.",
 )
 def init(path: Path) -> None:
     """Write a commented farebox.toml with every setting and its default."""
@@ -258,7 +267,9 @@ def wallet_show(config: Config, wallet_id: str, as_json: bool) -> None:
 @farebox.command()
 @click.option("--wallet", required=True, help="Whose.")
 @click.option("--amount", required=True, help="A decimal such as 10.00.")
-@click.option("--ref", help="Your own reference; the same one twice is one top-up. Without it one is made and printed.")
+@click.option(
+    "--ref", help="Your own reference; the same one twice is one top-up. Without it one is made and printed."
+)
 @click.option("--promo", is_flag=True, help="Promotional credit: an expense, burned before paid credit.")
 @click.option("--expires", help="When it expires: 2027-01-31 or 2027-01-31T12:00:00Z.")
 @with_config
@@ -319,7 +330,16 @@ def key_revoke(config: Config, as_json: bool, key_id: str) -> None:
 @with_json
 def usage(config: Config, as_json: bool, **asked: Any) -> None:
     """List usage records, newest first."""
-    columns = ("created_at", "request_id", "model", "status", "usage_source", "input_tokens", "output_tokens", "cost")
+    columns = (
+        "created_at",
+        "request_id",
+        "model",
+        "status",
+        "usage_source",
+        "input_tokens",
+        "output_tokens",
+        "cost",
+    )
     _show(_ask(config, "usage", asked), as_json, columns=columns)
 
 
@@ -347,10 +367,14 @@ def doctor_command(config: Config, base_url: str | None, model: str | None, as_j
     """Provoke a 401, 402, 404, 429 and one paid call against the running gateway, and show each answer."""
     admin = app.running(config)
     if admin is None:
-        raise app.Unavailable("no gateway runs on this state directory; start one with `farebox serve` or `demo`")
+        raise app.Unavailable(
+            "no gateway runs on this state directory; start one with `farebox serve` or `demo`"
+        )
     steps = doctor.examine(admin, base_url or admin.address.base_url, model)
     if as_json:
-        click.echo(msgspec.json.encode({"ok": all(step.ok for step in steps), "steps": [s.shown() for s in steps]}))
+        click.echo(
+            msgspec.json.encode({"ok": all(step.ok for step in steps), "steps": [s.shown() for s in steps]})
+        )
     else:
         _table([step.shown() for step in steps], ("step", "ok", "expected", "status", "answer"))
     sys.exit(0 if all(step.ok for step in steps) else 1)
@@ -369,7 +393,14 @@ def _catalog(config: Config) -> Catalog:
 def models(config: Config, as_json: bool) -> None:
     """List the models that these settings serve, with their prices."""
     data = [shown_model(one.model, one.price) for one in Router(_catalog(config), config).models()]
-    columns = ("id", "provider", "context_window", "max_output_tokens", "input_cost_per_1m", "output_cost_per_1m")
+    columns = (
+        "id",
+        "provider",
+        "context_window",
+        "max_output_tokens",
+        "input_cost_per_1m",
+        "output_cost_per_1m",
+    )
     _show({"object": "list", "data": data}, as_json, columns=columns)
 
 
@@ -398,9 +429,14 @@ def prices_check(config: Config, as_json: bool) -> None:
     catalog = _catalog(config)
     problems = check(catalog, app.today())
     if as_json:
-        click.echo(msgspec.json.encode({"ok": not problems, "price_version": catalog.version, "problems": problems}))
+        click.echo(
+            msgspec.json.encode({"ok": not problems, "price_version": catalog.version, "problems": problems})
+        )
     else:
-        click.echo("\n".join(problems) or f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong.")
+        click.echo(
+            "\n".join(problems)
+            or f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong."
+        )
     sys.exit(1 if problems else 0)
 
 

@@ -27,7 +27,7 @@ class ConfigError(Exception):
 
 
 def _positive(default: float) -> float:
-    return field(default=default, validator=gt(0))  # type: ignore[no-any-return, call-overload]
+    return field(default=default, validator=gt(0))
 
 
 @frozen
@@ -116,7 +116,8 @@ class Deadlines:
     Attributes:
         connect_seconds: time to connect to a provider.
         first_content_seconds: time until the first content of a streamed answer.
-        first_content_reasoning_seconds: the same time where reasoning may be hidden, and for answers that are not streamed.
+        first_content_reasoning_seconds: the same time where reasoning may be hidden, and for answers in one
+            piece.
         idle_seconds: time between content; pings do not count as content.
         idle_reasoning_seconds: the same time where reasoning may be hidden.
         total_seconds: time for a whole answer.
@@ -352,7 +353,11 @@ def settings(tree: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, 
             yield from settings(inner, f"{name}.")
         else:
             default = attribute.default
-            yield name, default.factory() if hasattr(default, "factory") else default, meanings[attribute.name]
+            yield (
+                name,
+                default.factory() if hasattr(default, "factory") else default,
+                meanings[attribute.name],
+            )
 
 
 def _inner(annotation: Any) -> type | None:
@@ -423,7 +428,9 @@ def _converter() -> cattrs.Converter:
     def strict(*kinds: type) -> Any:
         def structure(value: Any, _type: Any) -> Any:
             if type(value) not in kinds:
-                raise ConfigError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, not {value!r:.60}")
+                raise ConfigError(
+                    f"expected {' or '.join(kind.__name__ for kind in kinds)}, not {value!r:.60}"
+                )
             return value
 
         return structure

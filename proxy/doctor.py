@@ -53,7 +53,9 @@ def examine(admin: AdminClient, base_url: str, model: str | None) -> tuple[Step,
     ask = _Asker(admin, base_url)
     steps = [_refusal("401: a key that is none", 401, "invalid_api_key", ask(asked, key="no-such-key"))]
     with _key(admin, _wallet(admin, EMPTY_WALLET)) as empty:
-        steps.append(_refusal("402: a wallet without credit", 402, "insufficient_credits", ask(asked, key=empty)))
+        steps.append(
+            _refusal("402: a wallet without credit", 402, "insufficient_credits", ask(asked, key=empty))
+        )
     funded = _wallet(admin, WALLET)
     _call(admin, "top_up", wallet=funded, amount=GRANT, promo=True, ref="doctor")
     with _key(admin, funded) as key:
@@ -62,7 +64,9 @@ def examine(admin: AdminClient, base_url: str, model: str | None) -> tuple[Step,
     with _key(admin, funded, rpm=1) as slow:
         ask("no/such-model", key=slow)
         steps.append(
-            _refusal("429: one request per minute, two made", 429, "rate_limit_exceeded", ask(asked, key=slow))
+            _refusal(
+                "429: one request per minute, two made", 429, "rate_limit_exceeded", ask(asked, key=slow)
+            )
         )
     return tuple(steps)
 
@@ -79,7 +83,9 @@ class _Asker:
             "max_completion_tokens": _OUTPUT_TOKENS,
         }
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        return self.admin.send("POST", f"{self.base_url}/v1/chat/completions", headers, msgspec.json.encode(body))
+        return self.admin.send(
+            "POST", f"{self.base_url}/v1/chat/completions", headers, msgspec.json.encode(body)
+        )
 
 
 def _refusal(step: str, status: int, code: str, answer: Answer) -> Step:
@@ -94,7 +100,11 @@ def _refusal(step: str, status: int, code: str, answer: Answer) -> Step:
 def _paid(admin: AdminClient, base_url: str, answer: Answer, model: str, key: str) -> list[Step]:
     """The call itself, and its record in the books."""
     cost = answer.headers.get("x-credits-cost-micro", "none")
-    said = f"{model}, cost {cost} micro" if answer.status == 200 else answer.body[:300].decode("utf-8", "replace")
+    said = (
+        f"{model}, cost {cost} micro"
+        if answer.status == 200
+        else answer.body[:300].decode("utf-8", "replace")
+    )
     steps = [Step("200: a paid call", "200", answer.status, said, answer.status == 200 and cost.isdigit())]
     if answer.status == 200:
         request = answer.headers.get("x-request-id", "")

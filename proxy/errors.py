@@ -82,7 +82,7 @@ TABLE: Final = MappingProxyType(
 )
 
 
-class Failure(Exception):  # noqa: N818 - the subclasses say what kind of failure, not that they are errors
+class Failure(Exception):
     """A situation of the table, with what the caller may be told about it.
 
     Args:

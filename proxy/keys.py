@@ -92,7 +92,9 @@ class KeyRing:
         """The valid key of a request, as the books know it. Raises like `caller`."""
         presented = _presented(headers, query, dialect)
         if not presented:
-            raise _refused("No API key was given. Send it as `Authorization: Bearer`, `x-api-key` or `x-goog-api-key`.")
+            raise _refused(
+                "No API key was given. Send it as `Authorization: Bearer`, `x-api-key` or `x-goog-api-key`."
+            )
         if len(presented) > 1:
             raise _refused("Two different API keys were given in one request. Send one.")
         key = presented.pop()

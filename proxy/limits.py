@@ -152,7 +152,9 @@ class Slot:
         most = bounds.input + bounds.output
         wait = bucket.take(most, self._limits.now())
         if wait:
-            raise self._limits.limited(self._state, f"This key may use {bucket.limit} tokens per minute.", wait)
+            raise self._limits.limited(
+                self._state, f"This key may use {bucket.limit} tokens per minute.", wait
+            )
         self._tokens_taken = most
 
     def true_up(self, record: Settled | None) -> None:
@@ -250,4 +252,3 @@ def _bucket(bucket: _Bucket | None, limit: int | None) -> _Bucket | None:
         return _Bucket(limit)
     bucket.limit = limit  # a changed limit holds from the next request on
     return bucket
-

@@ -76,7 +76,9 @@ def _tokens(usage: Usage) -> dict[str, Any]:
         },
     }
     others = ("audio_input", "audio_cached", "audio_output", "image_input", "image_output", "web_searches")
-    return shown | {name: count for name in others if (count := getattr(usage, name)) != getattr(NO_USAGE, name)}
+    return shown | {
+        name: count for name in others if (count := getattr(usage, name)) != getattr(NO_USAGE, name)
+    }
 
 
 def shown_model(model: Model, price: Price) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def shown_model(model: Model, price: Price) -> dict[str, Any]:
         "pricing": {
             "unit": "per 1M tokens",
             "tiers": [
-                {"above_input_tokens": tier.above, **_shown_rates(tier.rates, price.markup_ppm)} for tier in price.tiers
+                {"above_input_tokens": tier.above, **_shown_rates(tier.rates, price.markup_ppm)}
+                for tier in price.tiers
             ],
         },
     }
@@ -105,8 +108,20 @@ def shown_model(model: Model, price: Price) -> dict[str, Any]:
 
 
 def _shown_rates(rates: Rates, markup_ppm: int) -> dict[str, str]:
-    names = ("input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "audio_input", "audio_output")
-    return {name: show(_per_million(rates, name, markup_ppm)) for name in names if getattr(rates, name) is not None}
+    names = (
+        "input",
+        "output",
+        "cache_read",
+        "cache_write_5m",
+        "cache_write_1h",
+        "audio_input",
+        "audio_output",
+    )
+    return {
+        name: show(_per_million(rates, name, markup_ppm))
+        for name in names
+        if getattr(rates, name) is not None
+    }
 
 
 def _per_million(rates: Rates, name: str, markup_ppm: int) -> int:

@@ -233,13 +233,17 @@ class Prelude(Protocol):
 class Dialect(Protocol):
     """One wire language, both ways. Every implementation is stateless; what has state is made per answer."""
 
-    name: DialectName
-    heartbeat: bytes
-    """Written between whole frames of a silent stream; the one form that no SDK of this dialect chokes on."""
+    @property
+    def name(self) -> DialectName:
+        """What it is called here."""
+        ...
 
-    def read_request(
-        self, path: "Path", headers: Mapping[str, str], body: bytes, unknown_fields: str
-    ) -> Ask:
+    @property
+    def heartbeat(self) -> bytes:
+        """Written between whole frames of a silent stream; the one form that no SDK of this dialect chokes on."""
+        ...
+
+    def read_request(self, path: "Path", headers: Mapping[str, str], body: bytes, unknown_fields: str) -> Ask:
         """Read and check a request.
 
         Raises:
@@ -386,8 +390,8 @@ class Reply(Protocol):
 class KeptAlive(Protocol):
     """An async context manager."""
 
-    async def __aenter__(self) -> None: ...  # noqa: D105
-    async def __aexit__(  # noqa: D105
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
@@ -424,12 +428,10 @@ class Answer(Protocol):
 class AnswerContext(Protocol):
     """What `upstreams.answer(…)` gives: an async context manager around an Answer."""
 
-    async def __aenter__(self) -> Answer: ...  # noqa: D105
-    async def __aexit__(  # noqa: D105
+    async def __aenter__(self) -> Answer: ...
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None: ...
-
-

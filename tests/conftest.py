@@ -67,7 +67,9 @@ class Running:
     def post(self, path, body, key=None, **more):
         headers = {"authorization": f"Bearer {key or self.key}", **more.pop("headers", {})}
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
-        return httpx.post(f"{self.base_url}{path}", headers=headers, trust_env=False, timeout=60, **content, **more)
+        return httpx.post(
+            f"{self.base_url}{path}", headers=headers, trust_env=False, timeout=60, **content, **more
+        )
 
     def chat(self, key=None, model="sandbox-chat", **more):
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 50, **more}

@@ -131,7 +131,9 @@ class Provider_:  # noqa: N801 - Provider is the setting of that name
         steps = list(steps)
         while steps and isinstance(steps[0], int | float):
             await trio.sleep(steps.pop(0))
-        exchange = Exchange(status, {"content-type": "text/event-stream", **(headers[0] if headers else {})}, steps)
+        exchange = Exchange(
+            status, {"content-type": "text/event-stream", **(headers[0] if headers else {})}, steps
+        )
         self.exchanges.append(exchange)
         return exchange
 
@@ -252,12 +254,16 @@ class Reply:
 class World:
     """A gateway with a wallet, a key and a scripted provider."""
 
-    def __init__(self, *answers, amount=100 * PICO, config=None, stops_billing="yes", accounts=("one",), **limits):
+    def __init__(
+        self, *answers, amount=100 * PICO, config=None, stops_billing="yes", accounts=("one",), **limits
+    ):
         self.provider = Provider_(list(answers))
         self.journal = MemoryJournal()
         ids = itertools.count(1)
         self.ledger = Ledger()
-        self.books = Books(self.ledger, self.journal, self.clock, trio.current_time, lambda kind: f"{kind}_{next(ids)}")
+        self.books = Books(
+            self.ledger, self.journal, self.clock, trio.current_time, lambda kind: f"{kind}_{next(ids)}"
+        )
         self.secret = new_key("fb_sk_", lambda size: b"\x07" * size)
         self.books.put_down(Wallet("w", "test", "USD", 0))
         self.books.put_down(Key("k", "w", digest_of(self.secret), "fb…", 0, **limits))

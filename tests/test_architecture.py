@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PURE = frozenset({"asyncio", "threading", "socket", "time", "random", "secrets", "os", "subprocess", "select"})
+PURE = frozenset(
+    {"asyncio", "threading", "socket", "time", "random", "secrets", "os", "subprocess", "select"}
+)
 """Standard modules that bring clocks, randomness or I/O; pure rooms take those as arguments."""
 
 ANYTHING = frozenset({"*"})
@@ -25,7 +27,11 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     ),
     **dict.fromkeys(
         (
-            "accounting.hold", "accounting.disk", "accounting.journal", "accounting.scan", "accounting.recorder",
+            "accounting.hold",
+            "accounting.disk",
+            "accounting.journal",
+            "accounting.scan",
+            "accounting.recorder",
             "accounting.recovery",
         ),
         (frozenset({"pricing", "accounting", "attrs", "msgspec", "trio"}), False),
@@ -38,13 +44,25 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     ),
     "proxy.errors": (frozenset({"attrs", "accounting.records"}), True),
     "proxy.dialects": (
-        frozenset({"pricing", "attrs", "msgspec", "accounting.records", "proxy.dialects", "proxy.errors", "proxy.types"}),
+        frozenset(
+            {
+                "pricing",
+                "attrs",
+                "msgspec",
+                "accounting.records",
+                "proxy.dialects",
+                "proxy.errors",
+                "proxy.types",
+            }
+        ),
         True,
     ),
     **dict.fromkeys(
         ("proxy.keys", "proxy.routing", "proxy.pool", "proxy.limits"),
         (
-            frozenset({"pricing", "accounting.records", "attrs", "proxy.errors", "proxy.types", "proxy.config"}),
+            frozenset(
+                {"pricing", "accounting.records", "attrs", "proxy.errors", "proxy.types", "proxy.config"}
+            ),
             True,
         ),
     ),
@@ -52,37 +70,90 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     "proxy.upstreams": (
         frozenset(
             {
-                "trio", "attrs", "msgspec", "accounting.hold", "accounting.records", "pricing", "proxy.dialects",
-                "proxy.pool", "proxy.errors", "proxy.config", "proxy.types", "proxy.upstreams",
+                "trio",
+                "attrs",
+                "msgspec",
+                "accounting.hold",
+                "accounting.records",
+                "pricing",
+                "proxy.dialects",
+                "proxy.pool",
+                "proxy.errors",
+                "proxy.config",
+                "proxy.types",
+                "proxy.upstreams",
             }
         ),
         False,
     ),
     "proxy.upstreams.client": (
-        frozenset({"trio", "attrs", "httpx", "proxy.errors", "proxy.config", "proxy.types", "proxy.upstreams", "accounting.records"}),
+        frozenset(
+            {
+                "trio",
+                "attrs",
+                "httpx",
+                "proxy.errors",
+                "proxy.config",
+                "proxy.types",
+                "proxy.upstreams",
+                "accounting.records",
+            }
+        ),
         False,
     ),
-    "proxy.upstreams.transport": (frozenset({"trio", "attrs", "httpx", "httptools", "proxy.errors", "proxy.config"}), False),
+    "proxy.upstreams.transport": (
+        frozenset({"trio", "attrs", "httpx", "httptools", "proxy.errors", "proxy.config"}),
+        False,
+    ),
     "proxy.upstreams.providers": (
-        frozenset({"attrs", "msgspec", "pricing", "proxy.types", "proxy.errors", "proxy.upstreams.providers"}),
+        frozenset(
+            {"attrs", "msgspec", "pricing", "proxy.types", "proxy.errors", "proxy.upstreams.providers"}
+        ),
         True,
     ),
     "proxy.serve": (
         frozenset(
-            {"trio", "attrs", "accounting.hold", "proxy.credit", "proxy.headers", "proxy.errors", "proxy.gateway",
-             "proxy.limits", "proxy.types"}
+            {
+                "trio",
+                "attrs",
+                "accounting.hold",
+                "proxy.credit",
+                "proxy.headers",
+                "proxy.errors",
+                "proxy.gateway",
+                "proxy.limits",
+                "proxy.types",
+            }
         ),
         False,
     ),
     "proxy.gateway": (
         frozenset(
-            {"attrs", "accounting.hold", "proxy.config", "proxy.keys", "proxy.limits", "proxy.routing",
-             "proxy.telemetry", "proxy.types"}
+            {
+                "attrs",
+                "accounting.hold",
+                "proxy.config",
+                "proxy.keys",
+                "proxy.limits",
+                "proxy.routing",
+                "proxy.telemetry",
+                "proxy.types",
+            }
         ),
         False,
     ),
     "proxy.credit": (
-        frozenset({"accounting", "pricing", "attrs", "proxy.errors", "proxy.types", "proxy.gateway", "proxy.routing"}),
+        frozenset(
+            {
+                "accounting",
+                "pricing",
+                "attrs",
+                "proxy.errors",
+                "proxy.types",
+                "proxy.gateway",
+                "proxy.routing",
+            }
+        ),
         True,
     ),
     "proxy.headers": (frozenset({"accounting", "pricing", "attrs", "proxy.limits", "proxy.types"}), True),
@@ -98,34 +169,97 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     **dict.fromkeys(
         ("proxy.doors.server", "proxy.doors.connection", "proxy.doors.guard"),
         (
-            frozenset({"attrs", "httptools", "trio", "hypercorn", "h11", "msgspec", "proxy.config", "proxy.doors", "proxy.types"}),
+            frozenset(
+                {
+                    "attrs",
+                    "httptools",
+                    "trio",
+                    "hypercorn",
+                    "h11",
+                    "msgspec",
+                    "proxy.config",
+                    "proxy.doors",
+                    "proxy.types",
+                }
+            ),
             False,
         ),
     ),
     "proxy.doors.quart_door": (
         frozenset(
-            {"attrs", "trio", "quart", "quart_trio", "hypercorn", "werkzeug", "proxy.doors", "proxy.errors",
-             "proxy.types", "proxy.config", "proxy.gateway", "proxy.serve"}
+            {
+                "attrs",
+                "trio",
+                "quart",
+                "quart_trio",
+                "hypercorn",
+                "werkzeug",
+                "proxy.doors",
+                "proxy.errors",
+                "proxy.types",
+                "proxy.config",
+                "proxy.gateway",
+                "proxy.serve",
+            }
         ),
         False,
     ),
     "proxy.pages": (
         frozenset(
-            {"attrs", "msgspec", "quart", "quart_trio", "trio", "accounting", "pricing", "proxy.pages", "proxy.admin",
-             "proxy.errors", "proxy.types", "proxy.gateway", "proxy.headers", "proxy.keys", "proxy.config",
-             "proxy.routing", "proxy.shown", "proxy.telemetry", "proxy.limits", "proxy.doors"}
+            {
+                "attrs",
+                "msgspec",
+                "quart",
+                "quart_trio",
+                "trio",
+                "accounting",
+                "pricing",
+                "proxy.pages",
+                "proxy.admin",
+                "proxy.errors",
+                "proxy.types",
+                "proxy.gateway",
+                "proxy.headers",
+                "proxy.keys",
+                "proxy.config",
+                "proxy.routing",
+                "proxy.shown",
+                "proxy.telemetry",
+                "proxy.limits",
+                "proxy.doors",
+            }
         ),
         False,
     ),
     "proxy.admin": (
         frozenset(
-            {"attrs", "msgspec", "accounting", "pricing", "proxy.keys", "proxy.types", "proxy.errors", "proxy.config",
-             "proxy.shown"}
+            {
+                "attrs",
+                "msgspec",
+                "accounting",
+                "pricing",
+                "proxy.keys",
+                "proxy.types",
+                "proxy.errors",
+                "proxy.config",
+                "proxy.shown",
+            }
         ),
         False,
     ),
     "proxy.sandbox": (
-        frozenset({"attrs", "msgspec", "trio", "hypercorn", "pricing", "proxy.dialects", "proxy.sandbox", "proxy.types"}),
+        frozenset(
+            {
+                "attrs",
+                "msgspec",
+                "trio",
+                "hypercorn",
+                "pricing",
+                "proxy.dialects",
+                "proxy.sandbox",
+                "proxy.types",
+            }
+        ),
         False,
     ),
     "proxy.admin_client": (frozenset({"attrs", "msgspec", "httpx", "proxy.errors", "proxy.types"}), False),
@@ -135,7 +269,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     "proxy.books": (ANYTHING, False),
     "proxy.cli": (ANYTHING, False),
     "proxy.__main__": (ANYTHING, False),
-}  # fmt: skip
+}
 
 THIRD_PARTY_OWNERS = {
     "duckdb": {"accounting.store"},
@@ -209,7 +343,8 @@ def test_a_library_is_known_to_its_owner_alone(library):
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in MODULES if name.startswith(("pricing", "proxy.dialects", "accounting.ledger"))]
+    "module",
+    [name for name in MODULES if name.startswith(("pricing", "proxy.dialects", "accounting.ledger"))],
 )
 def test_sans_io_rooms_have_no_async_functions(module):
     found = [
@@ -239,7 +374,9 @@ def test_nothing_imports_tests_bench_or_data():
 
 def test_the_request_path_fits_on_a_screen():
     tree = ast.parse(MODULES["proxy.serve"].read_text("utf-8"))
-    serve = next(node for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "serve")
+    serve = next(
+        node for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "serve"
+    )
     assert serve.end_lineno - serve.lineno < 50
 
 

@@ -1,4 +1,4 @@
-"""Bad input against a running gateway: each gets its clear error, costs nothing, leaks nothing, leaves the books balanced."""
+"""Bad input against a running gateway: each gets its clear error, costs nothing, and leaves the books balanced."""
 
 import json
 import socket
@@ -89,7 +89,7 @@ def test_a_wrong_field_is_a_400_that_names_it(demo, mine, fields, param):
         ({"container": "c_1"}, "container"),
         ({"mcp_servers": []}, "mcp_servers"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search"),
-        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "file", "file_id": "f"}}]}]},
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}]},
          "file"),
         ({"stream": 1}, "stream"),
     ],
@@ -140,7 +140,9 @@ def test_a_body_beyond_the_limit_is_a_413_before_it_is_read(demo, mine):
     assert b"request_too_large" in answer
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/admin", "/v1/chat/completions/x", "/favicon.ico"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/nothing", "/admin", "/v1/chat/completions/x", "/favicon.ico"]
+)
 def test_an_unknown_path_is_a_404_in_json(demo, mine, path):
     answer = demo.post(path, {}, mine[1])
     assert answer.status_code in (404, 405)
@@ -149,7 +151,14 @@ def test_an_unknown_path_is_a_404_in_json(demo, mine, path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/images/generations", "/v1/audio/speech", "/v1/videos"],
+    [
+        "/v1/responses",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/images/generations",
+        "/v1/audio/speech",
+        "/v1/videos",
+    ],
 )
 def test_a_surface_that_is_not_there_yet_says_so(demo, mine, path):
     answer = demo.post(path, {"model": "sandbox-chat"}, mine[1])
@@ -228,7 +237,9 @@ def test_a_websocket_upgrade_with_a_trailing_byte_kills_nothing(demo, mine):
 
 
 def test_header_values_of_a_caller_never_come_back_as_headers(demo, mine):
-    answer = demo.post(OPENAI, {}, mine[1], headers={"x-request-id": "mine", "x-credits-cost-micro": "0", "cookie": "a=b"})
+    answer = demo.post(
+        OPENAI, {}, mine[1], headers={"x-request-id": "mine", "x-credits-cost-micro": "0", "cookie": "a=b"}
+    )
     assert answer.headers["x-request-id"] != "mine"
     assert "x-credits-cost-micro" not in answer.headers
     assert "set-cookie" not in answer.headers
@@ -271,7 +282,8 @@ def test_a_usage_record_of_another_wallet_is_not_found(demo, mine):
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "cursor='; drop table usage; --", "from=yesterday", "group_by=day"]
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "cursor='; drop table usage; --", "from=yesterday", "group_by=day"],
 )
 def test_bad_questions_about_usage_are_a_400(demo, mine, query):
     assert demo.get(f"/v1/usage?{query}", mine[1]).status_code == 400
@@ -279,5 +291,7 @@ def test_bad_questions_about_usage_are_a_400(demo, mine, query):
 
 def test_a_model_name_is_only_a_name(demo, mine):
     for name in ("../../etc/passwd", "a" * 5000, "x\r\ny: z", "openai/", "/", "models/"):
-        answer = demo.post(OPENAI, json.dumps({"model": name, "messages": ASK, "max_tokens": 1}).encode(), mine[1])
+        answer = demo.post(
+            OPENAI, json.dumps({"model": name, "messages": ASK, "max_tokens": 1}).encode(), mine[1]
+        )
         assert answer.status_code in (400, 404), (name[:30], answer.text)

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+
 from tests.fakes import World
 from tests.test_request_path import DONE, FINISH, ROLE, body, delta, usage
 

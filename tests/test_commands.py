@@ -9,6 +9,7 @@ import tomllib
 
 import httpx
 import pytest
+
 from tests.conftest import cli, running
 
 
@@ -156,10 +157,16 @@ def test_serve_uses_the_vendors_whose_keys_stand_in_the_environment(tmp_path):
             "ANTHROPIC_BASE_URL": sandbox.base_url,
         }
         state = tmp_path / "state"
-        with running("serve", "--port", "0", "--admin-port", "0", "--state", state, tmp_path=tmp_path, env=env) as gate:
+        with running(
+            "serve", "--port", "0", "--admin-port", "0", "--state", state, tmp_path=tmp_path, env=env
+        ) as gate:
             key = gate.new_wallet()[1]
             assert gate.chat(key, model="gpt-4o-mini").status_code == 200
-            body = {"model": "claude-sonnet-4-5", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
+            body = {
+                "model": "claude-sonnet-4-5",
+                "max_tokens": 10,
+                "messages": [{"role": "user", "content": "Hi"}],
+            }
             assert gate.post("/v1/messages", body, key).status_code == 200
             vendors = {model["provider"] for model in gate.get("/api/models", key).json()["data"]}
             assert vendors == {"openai", "anthropic"}
@@ -188,7 +195,10 @@ def test_serve_takes_accounts_in_order_and_rests_one_that_is_refused(tmp_path):
         config = ("--config", tmp_path / "farebox.toml", "--state", tmp_path / "state")
         with running("serve", "--port", "0", *config, tmp_path=tmp_path) as gate:
             key = gate.new_wallet()[1]
-            assert gate.chat(key, model="sandbox-chat@status=429,fail_key=first,retry_after=60").status_code == 200
+            assert (
+                gate.chat(key, model="sandbox-chat@status=429,fail_key=first,retry_after=60").status_code
+                == 200
+            )
             resting = httpx.get(
                 f"{gate.facts['admin_url']}/admin/accounts",
                 headers={"authorization": f"Bearer {gate.admin_token}"},
@@ -198,7 +208,10 @@ def test_serve_takes_accounts_in_order_and_rests_one_that_is_refused(tmp_path):
                 ("first", True, True)
             ]
             usage = gate.admin("usage")[1]["data"]
-            assert {(one["account"], one["cost"] == "0.00") for one in usage} == {("first", True), ("second", False)}
+            assert {(one["account"], one["cost"] == "0.00") for one in usage} == {
+                ("first", True),
+                ("second", False),
+            }
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
@@ -215,7 +228,12 @@ def test_a_signal_under_load_drains_and_exits_with_0(tmp_path, sig):
             }
             headers = {"authorization": f"Bearer {key}"}
             with httpx.stream(
-                "POST", f"{demo.base_url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=60
+                "POST",
+                f"{demo.base_url}/v1/chat/completions",
+                json=body,
+                headers=headers,
+                trust_env=False,
+                timeout=60,
             ) as answer:
                 begun.release()
                 done.append(answer.read().endswith(b"data: [DONE]\n\n"))
@@ -241,5 +259,17 @@ def test_prices_check_finds_nothing_wrong_with_our_own_prices():
 
 def test_help_names_every_command():
     text = cli("--help").stdout
-    for command in ("demo", "init", "serve", "sandbox", "wallet", "topup", "key", "models", "prices", "usage", "verify"):
+    for command in (
+        "demo",
+        "init",
+        "serve",
+        "sandbox",
+        "wallet",
+        "topup",
+        "key",
+        "models",
+        "prices",
+        "usage",
+        "verify",
+    ):
         assert re.search(rf"^\s+{command}\b", text, re.MULTILINE), command

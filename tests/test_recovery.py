@@ -5,6 +5,7 @@ import random
 import threading
 
 import httpx
+
 from tests.conftest import cli, running
 
 CLIENTS = 8
@@ -23,7 +24,9 @@ class Load:
             thread.start()
 
     def client(self, n):
-        with httpx.Client(trust_env=False, timeout=30, headers={"authorization": f"Bearer {self.key}"}) as client:
+        with httpx.Client(
+            trust_env=False, timeout=30, headers={"authorization": f"Bearer {self.key}"}
+        ) as client:
             count = 0
             while not self.stopping.is_set():
                 count += 1

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import trio
-from tests.fakes import ANTHROPIC, OPENAI, World, broken
 
 from accounting.records import Attempt, Ending, Void
-
 from pricing.usage import Source
 from proxy.errors import Kind, UpstreamFailed
+from tests.fakes import ANTHROPIC, OPENAI, World, broken
 
 
 def event(**fields):
@@ -21,7 +20,9 @@ def delta(text="word"):
     return event(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}], usage=None)
 
 
-ROLE = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], usage=None)
+ROLE = event(
+    choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], usage=None
+)
 FINISH = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage=None)
 DONE = b"data: [DONE]\n\n"
 
@@ -32,7 +33,12 @@ def usage(prompt=10, completion=5):
 
 
 def body(stream=True, **fields):
-    base = {"model": "sandbox-chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100, "stream": stream}
+    base = {
+        "model": "sandbox-chat",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 100,
+        "stream": stream,
+    }
     return json.dumps(base | fields).encode()
 
 
@@ -40,7 +46,9 @@ WHOLE = json.dumps(
     {
         "id": "c",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
+        ],
         "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
     }
 ).encode()
@@ -108,7 +116,11 @@ async def test_credit_that_does_not_suffice_is_a_402_and_nothing_is_sent(autojum
     world = World(STREAM, amount=1000)
     reply = await world.ask(body())
     error = json.loads(reply.body)["error"]
-    assert (reply.status, error["code"], error["type"]) == (402, "insufficient_credits", "insufficient_credits")
+    assert (reply.status, error["code"], error["type"]) == (
+        402,
+        "insufficient_credits",
+        "insufficient_credits",
+    )
     assert error["metadata"]["limit"] == "wallet"
     assert error["metadata"]["shortfall_micro"] > 0
     assert world.provider.calls == []
@@ -124,7 +136,11 @@ async def test_a_wallet_of_nothing_is_refused_before_the_body_is_read(autojump_c
 
 
 async def test_a_refusal_moves_on_to_the_next_account_and_the_customer_pays_once(autojump_clock):
-    world = World((429, [b'{"error":{"message":"slow down org-abc"}}'], {"retry-after": "20"}), STREAM, accounts=("one", "two"))
+    world = World(
+        (429, [b'{"error":{"message":"slow down org-abc"}}'], {"retry-after": "20"}),
+        STREAM,
+        accounts=("one", "two"),
+    )
     reply = await world.ask(body())
     assert reply.body.endswith(DONE)
     first, second = world.settled
@@ -154,7 +170,13 @@ async def test_no_healthy_account_is_a_503_that_says_when(autojump_clock):
 
 
 async def test_a_providers_word_about_the_request_is_passed_on_without_its_ids(autojump_clock):
-    answer = {"error": {"message": "bad thing in org-AbCdEf1234567890", "type": "invalid_request_error", "param": "top_p"}}
+    answer = {
+        "error": {
+            "message": "bad thing in org-AbCdEf1234567890",
+            "type": "invalid_request_error",
+            "param": "top_p",
+        }
+    }
     world = World((400, [json.dumps(answer).encode()], {"content-type": "application/json"}))
     reply = await world.ask(body())
     error = json.loads(reply.body)["error"]
@@ -211,7 +233,10 @@ async def test_hanging_up_where_it_stops_the_bill_closes_the_provider_at_once(au
 
 
 async def test_hanging_up_elsewhere_reads_on_and_charges_the_report(autojump_clock):
-    world = World((200, [ROLE, *[step for _ in range(50) for step in (delta(), 1.0)], FINISH, usage(10, 777), DONE]), stops_billing="no")
+    world = World(
+        (200, [ROLE, *[step for _ in range(50) for step in (delta(), 1.0)], FINISH, usage(10, 777), DONE]),
+        stops_billing="no",
+    )
     muted = []
 
     async def leave(reply):
@@ -290,7 +315,12 @@ async def test_a_failure_behind_a_heartbeat_is_an_error_event(autojump_clock):
 
 
 async def test_anthropic_gets_pings(autojump_clock):
-    ask = {"model": "sandbox-claude", "max_tokens": 10, "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+    ask = {
+        "model": "sandbox-claude",
+        "max_tokens": 10,
+        "stream": True,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
     world = World((500, [40.0, b"{}"]))
     reply = await world.ask(json.dumps(ask).encode(), ANTHROPIC)
     assert reply.body.startswith(b'event: ping\ndata: {"type": "ping"}\n\n')
@@ -441,5 +471,3 @@ async def test_the_log_line_of_a_request_holds_no_secret(autojump_clock):
     assert '"event":"request"' in text
     for secret in (world.secret, "sk-provider", "Hi"):
         assert secret not in text
-
-

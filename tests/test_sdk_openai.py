@@ -29,7 +29,9 @@ def with_key(demo, key):
 
 
 def test_an_answer_arrives_and_its_usage_is_in_the_books_at_once(demo, client):
-    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=ASK, max_completion_tokens=20)
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=ASK, max_completion_tokens=20
+    )
     answer = raw.parse()
 
     assert answer.choices[0].message.content
@@ -86,14 +88,17 @@ def test_a_tool_round_trip_works(client):
 
 
 def test_streamed_tool_arguments_arrive_whole(client):
-    with client.chat.completions.stream(model=f"{MODEL}@tool=get_weather", messages=ASK, tools=[TOOL]) as stream:
+    with client.chat.completions.stream(
+        model=f"{MODEL}@tool=get_weather", messages=ASK, tools=[TOOL]
+    ) as stream:
         final = stream.get_final_completion()
     json.loads(final.choices[0].message.tool_calls[0].function.arguments)
 
 
 def test_cached_and_reasoning_tokens_are_reported_and_billed_apart(demo, client):
     raw = client.chat.completions.with_raw_response.create(
-        model=f"{MODEL}@tokens=20,reasoning=15,cached=50", messages=[{"role": "user", "content": "word " * 400}]
+        model=f"{MODEL}@tokens=20,reasoning=15,cached=50",
+        messages=[{"role": "user", "content": "word " * 400}],
     )
     usage, record = raw.parse().usage, demo.usage(raw.headers["x-request-id"], client.api_key)
     assert usage.prompt_tokens_details.cached_tokens == record["cache_read_input_tokens"] > 0
@@ -115,7 +120,10 @@ def test_no_valid_key_is_an_authentication_error(demo):
 
 
 def test_no_credit_is_a_402_that_a_machine_can_act_on(demo):
-    with with_key(demo, demo.new_wallet(amount="0.000001")[1]) as client, pytest.raises(openai.APIStatusError) as caught:
+    with (
+        with_key(demo, demo.new_wallet(amount="0.000001")[1]) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
         client.chat.completions.create(model=MODEL, messages=ASK, max_completion_tokens=1000)
     assert caught.value.status_code == 402
     assert caught.value.code == "insufficient_credits"

@@ -41,7 +41,7 @@ _PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
-class Refused(Exception):  # noqa: N818 - it says what was done, as `Rejected` does
+class Refused(Exception):
     """A request that is not let in.
 
     Args:

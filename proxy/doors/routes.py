@@ -27,7 +27,7 @@ _GEMINI_ACTIONS: Final[Mapping[str, Literal["generate", "stream", "count"]]] = {
 }
 _GEMINI_LATER: Final = frozenset({"embedContent", "batchEmbedContents", "predict", "predictLongRunning"})
 
-_FIXED: Final[Mapping[str, Path]] = {
+FIXED: Final[Mapping[str, Path]] = {
     "/v1/chat/completions": Path("openai_chat"),
     "/v1/messages": Path("anthropic"),
     "/v1/messages/count_tokens": Path("anthropic", "count"),
@@ -61,7 +61,7 @@ def route(method: str, raw_path: str, query: str) -> Path | Refusal | None:
     """
     path = unquote(raw_path)
     gemini = _gemini(path, query)
-    found = _FIXED.get(path) if gemini is None else gemini
+    found = FIXED.get(path) if gemini is None else gemini
     if isinstance(found, Path):
         return found if method == "POST" else _wrong_method(method, found.dialect)
     if found is not None:

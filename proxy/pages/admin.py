@@ -26,7 +26,9 @@ def build(
         # compared as bytes: header values may hold any Latin-1, which compare_digest takes as bytes only
         expected = f"Bearer {token.reveal()}".encode()
         if not hmac.compare_digest(presented.encode("latin-1", "replace"), expected):
-            raise Rejected(Kind.NO_KEY, "The admin token is missing or wrong; it stands in the state directory.")
+            raise Rejected(
+                Kind.NO_KEY, "The admin token is missing or wrong; it stands in the state directory."
+            )
 
     @blueprint.errorhandler(Failure)
     async def failed(failure: Failure) -> Response:
@@ -39,7 +41,9 @@ def build(
 
     @blueprint.post("/admin/<operation>")
     async def call(operation: str) -> Response:
-        return _json(await admin.call(operation, await request.get_data(cache=False)))
+        body = await request.get_data(cache=False, as_text=False)
+        assert isinstance(body, bytes)  # noqa: S101 - what as_text=False means
+        return _json(await admin.call(operation, body))
 
     @blueprint.get("/admin/accounts")
     async def accounts() -> Response:

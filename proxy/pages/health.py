@@ -24,7 +24,9 @@ def build(unready: Callable[[], str | None]) -> Blueprint:
         reason = unready()
         if reason is None:
             return _json({"status": "ready", "db": "ok"}, 200)
-        return _json({"status": "unready", "db": "ok" if reason == "draining" else "failed", "reason": reason}, 503)
+        return _json(
+            {"status": "unready", "db": "ok" if reason == "draining" else "failed", "reason": reason}, 503
+        )
 
     return blueprint
 

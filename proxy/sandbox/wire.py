@@ -27,7 +27,7 @@ CHOICES_MAX: Final = 128
 """OpenAI's own limit for `n`."""
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, worded by the dialect, not a defect
+class Refused(Exception):
     """The request is answered with an error.
 
     Args:

@@ -297,7 +297,7 @@ def calls(count, first=1):
 
 def seeded(seed):
     """Randomness that can be repeated."""
-    return random.Random(seed)  # noqa: S311 - a scenario, not a secret
+    return random.Random(seed)
 
 
 # -- a journal on a fake disk ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from accounting.journal import (
     HEAD_BYTES,
     MARK_BYTES,
     PLACE_BYTES,
+    RECORD_BYTES,
     BooksFailed,
     NoRoom,
     encode,
@@ -299,13 +301,16 @@ class Calls:
     def __init__(self, journal, disk, rng):
         self.journal, self.disk, self.rng = journal, disk, rng
         self.under_way, self.begun, self.refused = [], 0, 0
+        self.long = rng.choice(
+            [10, RECORD_BYTES - 1100]
+        )  # of ordinary records, or of some that fill their place
 
     def begin(self):
         if not self.journal.reserve(2):
             self.refused += 1
             return
         self.begun += 1
-        self.journal.append(attempt(self.begun), reserved=True)
+        self.journal.append(evolve(attempt(self.begun), model="m" * self.long), reserved=True)
         self.under_way.append(self.begun)
 
     def go_on(self):
@@ -316,7 +321,8 @@ class Calls:
 
     def end(self):
         if self.under_way:
-            self.journal.append(settled(self.under_way.pop()), reserved=True)
+            record = evolve(settled(self.under_way.pop()), upstream_id="u" * self.long)
+            self.journal.append(record, reserved=True)
 
     def sync(self):
         sync(self.journal)
@@ -331,12 +337,13 @@ class Calls:
             self.journal.housework_done(chore)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(40))
 def test_a_reserved_place_always_finds_room(seed):
     """On tiny segments, with spares that come late or not at all, what was promised is written."""
     rng = seeded(seed)
     disk = FakeDisk()
     journal = fresh(disk, segment_bytes=rng.choice([2**14, 2**15, 2**16]))
+    journal.append(wallet())
     calls = Calls(journal, disk, rng)
     for _ in range(600):
         rng.choice([calls.begin, calls.begin, calls.go_on, calls.end, calls.sync, calls.chore])()

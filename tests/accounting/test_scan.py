@@ -260,6 +260,17 @@ def test_an_empty_or_headless_sealed_segment_stops_the_start():
             read(disk)
 
 
+def test_a_gap_behind_a_sealed_segment_stops_the_start_although_no_mark_is_left():
+    disk, _ = two_segments_unsynced()
+    first, _ = paths(disk)
+    lines = disk.content(first).rstrip(b"\0").splitlines(keepends=True)
+    disk.set_content(first, b"".join(lines[:-2]))
+    assert read(disk).unused
+    disk.rename(first, first.with_suffix(".ndjson"))
+    with pytest.raises(JournalDamaged, match="are missing, and had been synced"):
+        read(disk)
+
+
 def two_segments_unsynced():
     """The second segment holds lines, and nothing since the middle of the first is synced."""
     disk = FakeDisk()

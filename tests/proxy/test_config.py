@@ -39,7 +39,12 @@ def test_the_template_uncommented_is_what_the_defaults_are(tmp_path):
     lines = []
     for line in template().partition("# Providers")[0].splitlines():
         bare = line.removeprefix("# ")
-        is_setting = line.startswith("# ") and " = " in bare and "# not set" not in bare and bare.split(" = ")[0].isidentifier()
+        is_setting = (
+            line.startswith("# ")
+            and " = " in bare
+            and "# not set" not in bare
+            and bare.split(" = ")[0].isidentifier()
+        )
         lines.append(bare if is_setting else "" if line.startswith("#") else line)
     tomllib.loads("\n".join(lines))
     assert from_text(tmp_path, "\n".join(lines)) == Config()
@@ -71,7 +76,10 @@ def test_every_setting_says_what_it_means():
         ("[pricing]\nmarkup_ppm = 1e6", ("markup_ppm", "int")),
         ("[[pricing.markup]]\nmodels = '*'", ("ppm",)),
         ("listen = 3", ("listen",)),
-        ("[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key_env='NOT_SET'", ("NOT_SET",)),
+        (
+            "[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key_env='NOT_SET'",
+            ("NOT_SET",),
+        ),
         (
             "[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\n[[provider.account]]\nname='x'",
             ("account.name",),

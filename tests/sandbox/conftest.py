@@ -1,4 +1,4 @@
-"""A caller that drives the sandbox's ASGI app in memory; a test in which time passes asks for virtual time."""
+"""Drives the sandbox's ASGI app in memory; a test in which time passes asks for a virtual clock."""
 
 import json
 from urllib.parse import quote

@@ -170,7 +170,7 @@ def test_input_splits_into_what_was_read_written_and_neither(told, marks, expect
     st.integers(0, 500),
     st.integers(1, 500),
 )
-def test_the_parts_of_the_input_are_always_the_whole(  # noqa: PLR0917 - drawn in this order
+def test_the_parts_of_the_input_are_always_the_whole(
     cached, five, hour, mark_5m, mark_1h, tokens
 ):
     told = Directives(cached=cached, cache_write=five, cache_write_1h=hour)
@@ -188,7 +188,7 @@ def test_the_parts_of_the_input_are_always_the_whole(  # noqa: PLR0917 - drawn i
     st.booleans(),
     st.sampled_from([(), ("a",), ("ve",), ("zzz", " s")]),
 )
-def test_no_answer_is_longer_than_its_bound_and_every_token_is_billed(  # noqa: PLR0917 - drawn in this order
+def test_no_answer_is_longer_than_its_bound_and_every_token_is_billed(
     tokens,
     reasoning,
     bound,

@@ -1,7 +1,12 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.sandbox.anthropic import Anthropic
+from proxy.sandbox.gemini import Gemini
+from proxy.sandbox.openai_chat import OpenAIChat
 from proxy.sandbox.wire import (
     Prompt,
     Refused,
@@ -100,3 +105,37 @@ def test_grouping_loses_nothing(pieces, size):
     assert "".join(text for text, _ in groups) == "".join(pieces)
     assert sum(count for _, count in groups) == len(pieces)
     assert all(count <= size for _, count in groups)
+
+
+@given(
+    st.lists(st.text(max_size=30), min_size=1, max_size=6),
+    st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9) | st.booleans(), max_size=4),
+)
+def test_no_request_has_more_tokens_than_its_bytes_and_eight_per_message(texts, arguments):
+    """What the gateway's holds rely on, for every dialect, with tools declared and called."""
+    look = {"name": "look", "parameters": arguments}
+    turns = [{"role": "user", "content": text} for text in texts]
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": json.dumps(arguments)}}
+    use = {"type": "tool_use", "id": "c", "name": "look", "input": arguments}
+    parts = [{"text": text} for text in texts] + [{"functionCall": {"name": "look", "args": arguments}}]
+    requests = (
+        (OpenAIChat(), "", {
+            "model": "m",
+            "messages": [*turns, {"role": "assistant", "tool_calls": [call]}],
+            "tools": [{"type": "function", "function": look}],
+        }),
+        (Anthropic(), "", {
+            "model": "m",
+            "max_tokens": 1,
+            "messages": [*turns, {"role": "assistant", "content": [use]}],
+            "tools": [{"name": "look", "input_schema": arguments}],
+        }),
+        (Gemini(), "/v1beta/models/m:generateContent", {
+            "contents": [{"parts": [part]} for part in parts],
+            "tools": [{"functionDeclarations": [look]}],
+        }),
+    )  # fmt: skip
+    for voice, path, request in requests:
+        body = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        messages = len(request.get("messages", request.get("contents")))
+        assert voice.read(path, {}, body).input_tokens <= len(body) + 8 * messages

@@ -119,7 +119,7 @@ async def silent(server, stream):
 
 async def until_closed(server, count=1, seconds=2):
     with trio.fail_after(seconds):
-        while len(server.closed) < count:  # noqa: ASYNC110 - a list of times is what is asked for
+        while len(server.closed) < count:
             await trio.sleep(0.001)
     return server.closed[count - 1]
 
