@@ -35,6 +35,9 @@ SCHEMA: Final = DATA / "schema"
 REPORTS_AT_ONCE: Final = 2
 """Questions that the store answers at a time: on few cores more of them only slow the loop down."""
 
+RECORDER_THREADS: Final = 4
+"""The recorder's own: a sync must never wait for other work to leave its thread."""
+
 ATTEMPT_SLACK_SECONDS: Final = 120.0
 """How much longer than its total deadline an attempt may be open before `verify` calls it forgotten."""
 
@@ -171,7 +174,7 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         recovered.journal,
         recovered.store,
         trio.current_time,
-        trio.to_thread.run_sync,
+        partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(RECORDER_THREADS)),
         loaded=recovered.journal.seq,
         load_seconds=settings.load_seconds,
         load_records_max=settings.load_records_max,

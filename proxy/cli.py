@@ -29,7 +29,8 @@ from proxy.shown import shown_model
 DEMO_STATE: Final = "farebox-demo-state"
 CONFIG_NAME: Final = "farebox.toml"
 
-out = partial(Console, highlight=False, soft_wrap=True)
+PIPE_WIDTH: Final = 240
+"""Columns of a table that goes into a pipe or a file, where nobody's window is the limit."""
 
 
 def main() -> None:
@@ -393,6 +394,10 @@ def _catalog(config: Config) -> Catalog:
 def models(config: Config, as_json: bool) -> None:
     """List the models that these settings serve, with their prices."""
     data = [shown_model(one.model, one.price) for one in Router(_catalog(config), config).models()]
+    if not data:
+        click.echo(
+            "No provider is set up: name one in farebox.toml, or set OPENAI_API_KEY and the like.", err=True
+        )
     columns = (
         "id",
         "provider",
@@ -457,6 +462,11 @@ def _show(answer: dict[str, Any], as_json: bool, columns: tuple[str, ...] = ()) 
         _facts(answer)
 
 
+def out() -> Console:
+    """Where tables and sentences go."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
 def _facts(answer: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False)
     for name, value in answer.items():
@@ -472,7 +482,8 @@ def _facts(answer: dict[str, Any]) -> None:
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # ids are there to be copied
+        table.add_column(column, overflow="fold", no_wrap=column in ("wallet", "key_id", "request_id", "id"))
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns))
     out().print(table)

@@ -1,13 +1,15 @@
 """Log and metrics: one JSON line per request from an allow-list of fields, and counters in Prometheus' text form.
 
 Nothing is logged that is not named here: no bodies, no headers, no query strings, so a key or a prompt cannot get
-into a log by accident. Tracebacks of our own faults are logged without the values of variables.
+into a log by accident. Our own faults are logged with kind and place, without the values of variables and without
+the exception's words, which often quote what was asked.
 """
 
 import sys
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Final
 
 import msgspec
@@ -15,7 +17,7 @@ from attrs import define, field
 
 from accounting.records import Receipt, UsageRecord
 from pricing.money import micro_up
-from proxy.errors import Failure
+from proxy.errors import Failure, Kind
 from proxy.types import Path, Reply, Request
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -32,45 +34,83 @@ LOGGED: Final = frozenset(
 ALARMING: Final = ("beyond_hold", "settle_error", "unpriced", "unknown_counter", "tier:", "total_mismatch")
 """Flags on a record that the operator must hear of at once."""
 
+COUNTERS: Final = {
+    "farebox_requests_started_total": "Requests that have begun, by dialect.",
+    "farebox_requests_total": "Requests that are over, by dialect, status and kind of failure.",
+    "farebox_hung_up_total": "Requests whose client left before the end, by dialect.",
+    "farebox_attempts_total": "Settled attempts at providers, by outcome and source of the usage.",
+    "farebox_charged_micro_total": "What wallets were charged, in millionths, by currency.",
+    "farebox_cost_micro_total": "What answers cost at list price, in millionths, by currency.",
+    "farebox_loss_micro_total": "What providers billed beyond holds, in millionths, by currency.",
+    "farebox_flags_total": "What was odd about settlements, by flag.",
+    "farebox_trouble_total": "What went wrong inside, by event.",
+}
+"""Every counter there is; another name is our own mistake."""
+
+HISTOGRAMS: Final = {"farebox_request_seconds": "How long requests took, answers and all."}
+
 BUCKETS_SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0)
-"""Upper bounds of the histogram of request times."""
+"""Upper bounds of a histogram's buckets; one more takes the rest."""
+
+CANCELLED_STATUS: Final = 499
+"""What stands in the log for a request that got no end; nginx has made this number known. It is never sent."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@define(eq=False)
+class _Histogram:
+    """How many observations fell into each bucket, and their sum."""
+
+    counts: list[int] = field(factory=lambda: [0] * (len(BUCKETS_SECONDS) + 1))
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(BUCKETS_SECONDS, value)] += 1
+        self.total += value
+
+    def samples(self, name: str) -> Iterator[str]:
+        below = 0
+        for bound, count in zip((*BUCKETS_SECONDS, "+Inf"), self.counts, strict=True):
+            below += count
+            yield _sample(f"{name}_bucket", (("le", str(bound)),), below)
+        yield _sample(f"{name}_sum", (), self.total)
+        yield _sample(f"{name}_count", (), below)
 
 
 @define(eq=False)
 class Metrics:
-    """Counters, gauges and one histogram; names are fixed, labels are few and bounded."""
+    """Counters, gauges and a histogram; names are fixed, labels are few and bounded."""
 
-    _counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(factory=dict)
-    _gauges: dict[str, Callable[[], float]] = field(factory=dict)
-    _help: dict[str, str] = field(factory=dict)
+    _counters: dict[str, dict[Labels, float]] = field(factory=lambda: {name: {} for name in COUNTERS})
+    _histograms: dict[str, _Histogram] = field(factory=lambda: {name: _Histogram() for name in HISTOGRAMS})
+    _gauges: dict[str, tuple[str, Callable[[], float]]] = field(factory=dict)
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Add to a counter."""
-        at = (name, tuple(sorted(labels.items())))
-        self._counters[at] = self._counters.get(at, 0) + amount
+        """Add to a counter of `COUNTERS`."""
+        series = self._counters[name]
+        at = tuple(sorted(labels.items()))
+        series[at] = series.get(at, 0) + amount
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Name something that is read when asked for."""
-        self._gauges[name] = read
-        self._help[name] = text
+        self._gauges[name] = (text, read)
 
     def seconds(self, name: str, value: float) -> None:
-        """Add one observation to a histogram."""
-        for bound in BUCKETS_SECONDS:
-            if value <= bound:
-                self.count(f"{name}_bucket", le=str(bound))
-        self.count(f"{name}_bucket", le="+Inf")
-        self.count(f"{name}_sum", value)
-        self.count(f"{name}_count")
+        """Add one observation to a histogram of `HISTOGRAMS`."""
+        self._histograms[name].add(value)
 
     def text(self) -> str:
         """Everything in Prometheus' text form."""
         lines = []
-        for (name, labels), value in sorted(self._counters.items()):
-            shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels)
-            lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:g}")
-        for name, read in sorted(self._gauges.items()):
-            lines += [f"# HELP {name} {self._help[name]}", f"# TYPE {name} gauge", f"{name} {read():g}"]
+        for name, series in self._counters.items():
+            lines += _head(name, "counter", COUNTERS[name])
+            lines += [_sample(name, labels, value) for labels, value in sorted(series.items())]
+        for name, histogram in self._histograms.items():
+            lines += _head(name, "histogram", HISTOGRAMS[name])
+            lines += histogram.samples(name)
+        for name, (text, read) in self._gauges.items():
+            lines += [*_head(name, "gauge", text), _sample(name, (), read())]
         return "\n".join(lines) + "\n"
 
 
@@ -90,8 +130,8 @@ class RequestLog:
 
     def crashed(self, error: Exception) -> None:
         """It was our own fault."""
-        self.status, self.kind = 500, "internal"
-        self.error = "".join(traceback.format_exception(error))
+        self.status, self.kind = 500, Kind.INTERNAL.value
+        self.error = _places(error)
 
 
 @define(eq=False)
@@ -123,7 +163,10 @@ class Telemetry:
             return
         line = {"ts_ms": self.clock(), "level": level, "event": event}
         line |= {name: value for name, value in fields.items() if value is not None}
-        self.out.write(msgspec.json.encode(line).decode() + "\n")
+        with suppress(
+            OSError, ValueError
+        ):  # a full disk or a closed pipe must not end requests, or the books
+            self.out.write(msgspec.json.encode(line).decode() + "\n")
 
     def trouble(self, level: str, event: str, **fields: Any) -> None:
         """Write a line about something that goes wrong inside: the fields are ours, whatever they are called."""
@@ -160,6 +203,9 @@ class Telemetry:
         self.metrics.count("farebox_requests_started_total", dialect=path.dialect)
         try:
             yield log
+        except BaseException:  # cancelled: by its client, by a deadline that is not its own, or by a signal
+            log.status, log.kind = CANCELLED_STATUS, "cancelled"
+            raise
         finally:
             seconds = self.now() - began
             self.metrics.seconds("farebox_request_seconds", seconds)
@@ -183,5 +229,26 @@ class Telemetry:
             )
 
 
+def _head(name: str, kind: str, text: str) -> list[str]:
+    shown = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return [f"# HELP {name} {shown}", f"# TYPE {name} {kind}"]
+
+
+def _sample(name: str, labels: Labels, value: float) -> str:
+    shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels)
+    # whole and exact: a counter that is rounded when it grows seems to stand still
+    number = str(int(value)) if value == int(value) else repr(value)
+    return f"{name}{{{shown}}} {number}" if shown else f"{name} {number}"
+
+
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _places(error: BaseException) -> str:
+    """Where it happened, of what kind it is, and what led to it; without words or values."""
+    lines = [*traceback.format_tb(error.__traceback__), type(error).__qualname__]
+    if isinstance(error, BaseExceptionGroup):
+        lines += [f"\n+ {_places(one)}" for one in error.exceptions]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return f"{_places(cause)}\n\nthen\n{''.join(lines)}" if cause is not None else "".join(lines)

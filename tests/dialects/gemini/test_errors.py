@@ -3,6 +3,7 @@ import json
 import pytest
 
 from proxy.errors import TABLE, Failure, Kind, Rejected, StreamBroken
+from proxy.types import Path
 
 RPC = "type.googleapis.com/google.rpc."
 
@@ -110,7 +111,7 @@ def test_whatever_a_provider_answers_is_read(dialect, body):
 
 
 def test_an_error_element_closes_the_array(dialect):
-    late = dialect.error_element(StreamBroken(Kind.UPSTREAM_ERROR, "m"), "req_1")
+    late = dialect.error_event(StreamBroken(Kind.UPSTREAM_ERROR, "m"), "req_1", Path("gemini", "stream"))
     assert json.loads(b"[" + late)[-1]["error"]["code"] == 502
-    early = dialect.error_element(Failure(Kind.TIMEOUT, "m"), "req_1")
+    early = dialect.error_event(Failure(Kind.TIMEOUT, "m"), "req_1", Path("gemini", "stream"))
     assert json.loads(b"\n\n" + early)[-1]["error"]["code"] == 504

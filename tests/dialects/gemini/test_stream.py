@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from accounting.records import Ending, Receipt, UsageRecord
 from pricing.usage import Meter, Source, Usage
 from proxy.errors import Kind, UpstreamFailed
-from proxy.types import Ask, Measures
+from proxy.types import Ask, Measures, Path
 
 SOUND = ("text", "thinking", "tools", "cached_media", "two_candidates", "blocked")
 BROKEN = ("error_raw", "error_frame", "error_early", "cut")
@@ -266,7 +266,7 @@ def test_heartbeats_between_elements_leave_the_array_whole(run, recording):
 
 def test_an_error_becomes_the_last_element(dialect, run, recording):
     seen = run(recording("gemini_error_raw.sse"), array=True)
-    array = json.loads(seen.written + dialect.error_element(seen.failure, "req_1"))
+    array = json.loads(seen.written + dialect.error_event(seen.failure, "req_1", Path("gemini", "stream")))
     assert "candidates" in array[0]
     assert array[1]["error"]["status"] == "UNAVAILABLE"
 
