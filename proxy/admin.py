@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from attrs import define, evolve, frozen
+from attrs import define
 
 from accounting.audit import Finding
 from accounting.hold import Books
-from accounting.ledger import UnknownWallet
+from accounting.ledger import UnknownKey, UnknownWallet
 from accounting.records import Grant, GrantKind, Key, Wallet
 from accounting.reports import Page, Query, Reader
 from pricing.money import credits_of, micro_down, parse, show
@@ -25,28 +25,28 @@ NAME_MAX: Final = 200
 PATTERNS_MAX: Final = 200
 
 
-@frozen
-class WalletCreate:
+class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operation is given. An unknown name is refused: a limit that is misspelt must not be no limit."""
+
+
+class WalletCreate(Arguments, frozen=True):
     """Make a wallet."""
 
     name: str = ""
     currency: str = "USD"
 
 
-@frozen
-class WalletShow:
+class WalletShow(Arguments, frozen=True):
     """Show one wallet."""
 
     wallet: str
 
 
-@frozen
-class WalletList:
+class WalletList(Arguments, frozen=True):
     """List all wallets."""
 
 
-@frozen
-class TopUp:
+class TopUp(Arguments, frozen=True):
     """Put credit into a wallet; the same `ref` twice is one top-up."""
 
     wallet: str
@@ -56,8 +56,7 @@ class TopUp:
     expires: str | None = None
 
 
-@frozen
-class KeyCreate:
+class KeyCreate(Arguments, frozen=True):
     """Make a key for a wallet; it is shown once."""
 
     wallet: str
@@ -70,22 +69,19 @@ class KeyCreate:
     markup_ppm: int | None = None
 
 
-@frozen
-class KeyList:
+class KeyList(Arguments, frozen=True):
     """List keys, of one wallet or all."""
 
     wallet: str | None = None
 
 
-@frozen
-class KeyRevoke:
+class KeyRevoke(Arguments, frozen=True):
     """Revoke a key; it is refused from the next request on."""
 
     key_id: str
 
 
-@frozen
-class UsageList:
+class UsageList(Arguments, frozen=True):
     """List usage records, newest first."""
 
     wallet: str | None = None
@@ -95,8 +91,7 @@ class UsageList:
     cursor: str | None = None
 
 
-@frozen
-class Verify:
+class Verify(Arguments, frozen=True):
     """Check every invariant of the books."""
 
 
@@ -129,12 +124,12 @@ class Admin:
         shape, method = OPERATIONS[operation]
         try:
             asked: Any = msgspec.json.decode(arguments or b"{}", type=shape)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Rejected(Kind.BAD_REQUEST, f"{operation}: {error}") from None
         try:
             return await method(self, asked)
-        except UnknownWallet as error:
-            raise Rejected(Kind.UNKNOWN_MODEL, str(error)) from None
+        except (UnknownWallet, UnknownKey) as error:
+            raise Rejected(Kind.UNKNOWN_ROUTE, str(error)) from None
         except ValueError as error:
             raise Rejected(Kind.BAD_REQUEST, f"{operation}: {error}") from None
 
@@ -172,10 +167,11 @@ class Admin:
         grant, already = await self.books.top_up(
             asked.wallet, amount, kind, f"manual:{ref}", expires_ms=_when(asked.expires)
         )
-        if already and (grant.wallet, grant.amount) != (asked.wallet, amount):
+        if already and (grant.wallet, grant.amount, grant.kind) != (asked.wallet, amount, kind):
             raise Rejected(
                 Kind.BAD_REQUEST,
-                f"ref {ref!r} was used before, for {show(grant.amount)} to wallet {grant.wallet}; nothing was done.",
+                f"ref {ref!r} was used before, for {show(grant.amount)} ({grant.kind.value}) to wallet "
+                f"{grant.wallet}; nothing was done.",
                 status=409,
             )
         shown = self._wallet(self.books.ledger.wallet(asked.wallet))
@@ -220,21 +216,19 @@ class Admin:
 
     async def key_list(self, asked: KeyList) -> dict[str, Any]:
         """List keys; never the keys themselves."""
+        self._check_wallet(asked.wallet)
         keys = [key for key in self.books.ledger.keys() if asked.wallet in (None, key.wallet)]
         return {"object": "list", "data": [_key(key) for key in keys]}
 
     async def key_revoke(self, asked: KeyRevoke) -> dict[str, Any]:
         """Revoke a key."""
-        known = {key.key: key for key in self.books.ledger.keys()}
-        if asked.key_id not in known:
-            raise Rejected(Kind.UNKNOWN_MODEL, f"There is no key {asked.key_id!r}.")
-        await self.books.revoke_key(asked.key_id)
-        return _key(evolve(known[asked.key_id], revoked=True))
+        return _key(await self.books.revoke_key(asked.key_id))
 
     async def usage(self, asked: UsageList) -> dict[str, Any]:
         """List usage records, of everybody or one wallet; or all attempts of one request."""
+        self._check_wallet(asked.wallet)
         if asked.request is not None:
-            found = await self.reader.usage_of(asked.request)
+            found = await self.reader.usage_of(asked.request, asked.wallet)
             return {
                 "object": "list",
                 "data": [_operator_usage(record) for record in found],
@@ -261,6 +255,11 @@ class Admin:
                 for finding in findings
             ],
         }
+
+    def _check_wallet(self, wallet: str | None) -> None:
+        """Tell a wallet that is not there from one that is empty. Raises `UnknownWallet`."""
+        if wallet is not None:
+            self.books.ledger.wallet(wallet)
 
     def _wallet(self, wallet: Wallet) -> dict[str, Any]:
         balance = self.books.balance(wallet.wallet)

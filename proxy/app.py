@@ -122,12 +122,12 @@ async def run_sandbox(config: Config, host: str, port: int, ready: Ready) -> int
     """Run the sandbox provider alone until a signal. As `run_gateway`."""
     with _signals() as stop:
         sockets = _bind(host, port, config)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(_serve_sandbox, config, sockets, stop.event, _telemetry(config)))
-            nursery.start_soon(stop.watch)
-            ready({"base_url": _url(sockets)})
-            await stop.event.wait()
-            nursery.cancel_scope.deadline = trio.current_time() + config.server.drain_seconds
+        async with trio.open_nursery() as watching:
+            watching.start_soon(stop.watch)
+            async with trio.open_nursery() as serving:
+                await serving.start(partial(_serve_sandbox, config, sockets, stop.event, _telemetry(config)))
+                ready({"base_url": _url(sockets)})
+            watching.cancel_scope.cancel()
         return 0
 
 
@@ -189,16 +189,15 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
         resting = partial(_resting, pool, telemetry)
         desk.register_blueprint(admin_page.build(admin, telemetry, token, resting))
         desk.register_blueprint(health())
-        listen, api, private = config.listen, None, None
+        listen = config.listen
         api = _bind(listen.host, listen.port, config)
         private = _bind(listen.admin_host, listen.admin_port, config)
         tls = _tls(listen)
-        closing = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch)
             nursery.start_soon(_watch_books, opened, stop)
             nursery.start_soon(_expire, opened)
-            await nursery.start(partial(_serve, desk, private, config, closing.wait, telemetry))
+            await nursery.start(partial(_serve, desk, private, config, trio.sleep_forever, telemetry))
             async with trio.open_nursery() as doors:
                 await doors.start(partial(_serve, door, api, config, stop.event.wait, telemetry, tls))
                 address = Address(_url(api, tls), _url(private), os.getpid())
@@ -210,9 +209,7 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
                     await stop.event.wait()
                     draining.set()
                     telemetry.log("info", "draining")
-            closing.set()
-            nursery.cancel_scope.deadline = trio.current_time() + config.server.drain_seconds
-            # the admin listener has no long answers; what is left are watchers without an end of their own
+            # the admin listener has no long answers, and the watchers have no end of their own
             nursery.cancel_scope.cancel()
     return stop.status
 
