@@ -280,9 +280,7 @@ class CarryHead:
     last_crc: str = ""
 
 
-Record = (
-    Wallet | Key | Grant | Transfer | Attempt | Progress | UsageRecord | Void | Mark | Carry | CarryHead
-)
+Record = Wallet | Key | Grant | Transfer | Attempt | Progress | UsageRecord | Void | Mark | Carry | CarryHead
 
 LETTERS: Final[dict[type, str]] = {
     Wallet: "W",

@@ -24,6 +24,9 @@ from proxy.shown import shown_usage
 NAME_MAX: Final = 200
 PATTERNS_MAX: Final = 200
 
+CURRENCY: Final = "USD"
+"""Of every price list, and so of every wallet: the same number of another currency would be another amount."""
+
 
 class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an operation is given. An unknown name is refused: a limit that is misspelt must not be no limit."""
@@ -33,7 +36,7 @@ class WalletCreate(Arguments, frozen=True):
     """Make a wallet."""
 
     name: str = ""
-    currency: str = "USD"
+    currency: str = CURRENCY
 
 
 class WalletShow(Arguments, frozen=True):
@@ -137,8 +140,11 @@ class Admin:
         """Make a wallet."""
         if len(asked.name) > NAME_MAX:
             raise ValueError(f"name: expected at most {NAME_MAX} characters")
-        if not (len(asked.currency) == 3 and asked.currency.isascii() and asked.currency.isupper()):
-            raise ValueError("currency: expected three capital letters such as USD")
+        if asked.currency != CURRENCY:
+            raise ValueError(
+                f"currency: expected {CURRENCY}, which all prices are in; others need rates of exchange and are "
+                "not offered yet"
+            )
         return self._wallet(await self.books.create_wallet(asked.name, asked.currency))
 
     async def wallet_list(self, _asked: WalletList) -> dict[str, Any]:
@@ -196,6 +202,9 @@ class Admin:
             raise ValueError(
                 f"expected at most {PATTERNS_MAX} model patterns and {NAME_MAX} characters of name"
             )
+        expires_ms = _when(asked.expires)
+        if expires_ms is not None and expires_ms <= self.books.clock():
+            raise ValueError("expires: expected a time in the future")
         secret = new_key(self.key_prefix, self.random_bytes)
         key = Key(
             key=self.books.new_id("key"),
@@ -209,7 +218,7 @@ class Admin:
             concurrency=asked.concurrency,
             models=asked.models,
             markup_ppm=asked.markup_ppm,
-            expires_ms=_when(asked.expires),
+            expires_ms=expires_ms,
         )
         await self.books.create_key(key)
         return {"key": secret, "key_id": key.key, **{k: v for k, v in _key(key).items() if k != "key_id"}}

@@ -75,9 +75,14 @@ class AdminClient:
             {"authorization": f"Bearer {self.token.reveal()}", "content-type": "application/json"},
             arguments,
         )
-        decoded: dict[str, Any] = msgspec.json.decode(answer.body)
-        if answer.status >= 400:
-            raise Rejected(Kind.BAD_REQUEST, decoded["error"]["message"], status=answer.status)
+        try:
+            decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
+            if answer.status >= 400:
+                raise Rejected(Kind.BAD_REQUEST, str(decoded["error"]["message"]), status=answer.status)
+        except (msgspec.DecodeError, KeyError, TypeError):
+            raise Unreachable(
+                f"what answers at {self.address.admin_url} is no gateway's admin listener"
+            ) from None
         return decoded
 
     def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
@@ -85,6 +90,6 @@ class AdminClient:
         try:
             with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
                 answer = client.request(method, url, headers=dict(headers), content=body)
-        except httpx.HTTPError as error:
-            raise Unreachable(f"the gateway at {self.address.admin_url} does not answer: {error}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"{url} does not answer: {error or type(error).__name__}") from None
         return Answer(answer.status_code, dict(answer.headers), answer.content)

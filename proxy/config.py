@@ -5,14 +5,15 @@ expected (`ConfigError`), before anything is opened.
 """
 
 import inspect
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import cattrs
-from attrs import evolve, field, fields, frozen, has
-from attrs.validators import ge, gt, in_, instance_of, optional
+from attrs import Attribute, evolve, field, fields, frozen, has
+from attrs.validators import ge, gt, in_, instance_of, le, matches_re, optional
 
 from proxy.types import Secret, StopsBilling
 
@@ -30,6 +31,29 @@ def _positive(default: float) -> float:
     return field(default=default, validator=gt(0))
 
 
+def _port(default: int) -> int:
+    return field(default=default, validator=[ge(0), le(65_535)])
+
+
+def _not_empty(_instance: object, attribute: "Attribute[Any]", value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise ConfigError(f"{attribute.name}: expected a text that is not empty")
+
+
+def _http_url(_instance: object, attribute: "Attribute[Any]", value: str | None) -> None:
+    if value is not None and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+        raise ConfigError(
+            f"{attribute.name}: expected http://… or https://… without a query, not {value!r:.100}"
+        )
+
+
+def _sendable(_instance: object, attribute: "Attribute[Any]", value: Secret) -> None:
+    if not re.fullmatch(r"[!-~]*", value.reveal()):  # it travels in a header; what it is stays untold
+        raise ConfigError(
+            f"{attribute.name}: expected ASCII letters, digits and signs, without spaces or line ends"
+        )
+
+
 @frozen
 class Listen:
     """Where the gateway and the admin API listen.
@@ -45,9 +69,9 @@ class Listen:
     """
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = _port(8080)
     admin_host: str = "127.0.0.1"
-    admin_port: int = 8081
+    admin_port: int = _port(8081)
     allowed_hosts: tuple[str, ...] = ()
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -173,7 +197,7 @@ class Books:
         store_memory: DuckDB's memory limit.
     """
 
-    state_dir: str = "farebox-state"
+    state_dir: str = field(default="farebox-state", validator=_not_empty)
     segment_bytes: int = field(default=64 * 2**20, validator=ge(2**20))
     durability: str = field(default="standard", validator=in_(("standard",)))
     load_seconds: float = _positive(0.25)
@@ -196,7 +220,7 @@ class Account:
     """
 
     name: str
-    api_key: Secret = field(factory=lambda: Secret(""), repr=False, eq=False)
+    api_key: Secret = field(factory=lambda: Secret(""), repr=False, eq=False, validator=_sendable)
     api_key_env: str | None = None
 
 
@@ -220,7 +244,7 @@ class Provider:
 
     name: str
     kind: Literal["openai", "anthropic", "gemini"]
-    base_url: str | None = None
+    base_url: str | None = field(default=None, validator=_http_url)
     account: tuple[Account, ...] = ()
     models: tuple[str, ...] = ()
     vendor: str | None = None
@@ -269,7 +293,7 @@ class Keys:
         prefix: how new keys begin.
     """
 
-    prefix: str = "fb_sk_"
+    prefix: str = field(default="fb_sk_", validator=matches_re(r"[A-Za-z0-9_-]{1,32}"))
 
 
 @frozen
@@ -408,13 +432,16 @@ def _with_secrets(provider: Provider, environ: Mapping[str, str], where: str) ->
     accounts = []
     for account in provider.account or (Account(name="default"),):
         if account.api_key_env is not None:
-            value = environ.get(account.api_key_env, "")
+            at = f"{where}: provider {provider.name!r}, account {account.name!r}"
+            value = environ.get(account.api_key_env, "").strip()
             if not value:
-                raise ConfigError(
-                    f"{where}: provider {provider.name!r}, account {account.name!r}: api_key_env: "
-                    f"expected the variable {account.api_key_env} to be set"
-                )
-            account = evolve(account, api_key=Secret(value))  # noqa: PLW2901 - the same account, now with its key
+                raise ConfigError(f"{at}: api_key_env: expected the variable {account.api_key_env} to be set")
+            if account.api_key:
+                raise ConfigError(f"{at}: expected api_key or api_key_env, not both")
+            try:
+                account = evolve(account, api_key=Secret(value))  # noqa: PLW2901 - the same, now with its key
+            except ConfigError as error:
+                raise ConfigError(f"{at}: the variable {account.api_key_env}: {error}") from None
         accounts.append(account)
     if len({account.name for account in accounts}) != len(accounts):
         raise ConfigError(f"{where}: provider {provider.name!r}: account.name: expected unique names")

@@ -1,6 +1,7 @@
 """The headers of an answer: what it costs, what is left, and how the caller stands with its limits."""
 
 from datetime import UTC, datetime
+from math import ceil
 from typing import Final
 
 from accounting.hold import Balance, Hold
@@ -78,7 +79,8 @@ def _openai(name: str, standing: Standing) -> dict[str, str]:
 
 
 def _anthropic(name: str, standing: Standing, now_ms: int) -> dict[str, str]:
-    reset = datetime.fromtimestamp(now_ms / 1000 + standing.reset_seconds, UTC)
+    # whole seconds, and never before it is so
+    reset = datetime.fromtimestamp(ceil(now_ms / 1000 + standing.reset_seconds), UTC)
     return {
         f"anthropic-ratelimit-{name}-limit": str(standing.limit),
         f"anthropic-ratelimit-{name}-remaining": str(standing.remaining),

@@ -5,9 +5,10 @@ of cost *c* moves it by *c* emission intervals and is refused when it would then
 fresh key may so spend its whole minute at once, and over time never more than its rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from attrs import define, field, frozen
 
@@ -36,6 +37,37 @@ class Settled(Protocol):
     def usage(self) -> Usage:
         """What the answer used."""
         ...
+
+
+class Receipted(Protocol):
+    """The part of a Receipt that matters here: the record, or `None` where nothing was sent."""
+
+    @property
+    def record(self) -> Settled | None:
+        """What was settled."""
+        ...
+
+
+class Spending(Protocol):
+    """The part of a Hold that matters here: a context manager, and once it is left it has a receipt."""
+
+    def __enter__(self) -> Any:
+        """Spend."""
+        ...
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Settle."""
+        ...
+
+    @property
+    def receipt(self) -> Receipted:
+        """What became of it."""
+        ...
+
+
+Spent = TypeVar("Spent", bound=Spending)
 
 
 @frozen
@@ -156,6 +188,18 @@ class Slot:
                 self._state, f"This key may use {bucket.limit} tokens per minute.", wait
             )
         self._tokens_taken = most
+
+    @contextmanager
+    def spending(self, hold: Spent) -> Iterator[Spent]:
+        """Within this context, spend from a hold; its tokens are trued up whichever way the answer ends.
+
+        A client that hangs up has used what it has seen: else leaving early would be a way around the limit.
+        """
+        try:
+            with hold:
+                yield hold
+        finally:
+            self.true_up(hold.receipt.record)
 
     def true_up(self, record: Settled | None) -> None:
         """Replace the most by what was used in fact (`None`: nothing)."""

@@ -28,7 +28,7 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
         ask = dialect.read_request(path, request.headers, body, config.unknown_fields)
         offers = gateway.router.offers(ask, caller, gateway.books.available(caller.spender.wallet))
         slot.tokens(offers[0].bounds)
-        with credit.hold(gateway, request.id, caller, offers, reply) as hold:
+        with slot.spending(credit.hold(gateway, request.id, caller, offers, reply)) as hold:
             reply.note(headers.held(hold, offers[0], ask))
             async with (
                 reply.keep_alive(headers.heartbeat(dialect, ask), config.deadlines.heartbeat_seconds),
@@ -42,7 +42,6 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
                     if translator.ended:
                         answer.expect_close()
                 translator.finish()
-        slot.true_up(hold.receipt.record)
         await hold.settled()
         await reply.end(translator.end(hold.receipt), headers.receipt(hold.receipt))
 

@@ -173,6 +173,11 @@ class Telemetry:
         self.log(level, event, because="; ".join(f"{name}={value}" for name, value in fields.items()))
         self.metrics.count("farebox_trouble_total", event=event)
 
+    def fault(self, event: str, error: BaseException) -> None:
+        """Write a line about a fault of our own, with its place."""
+        self.log("error", event, traceback=_places(error))
+        self.metrics.count("farebox_trouble_total", event=event)
+
     def settled(self, record: UsageRecord) -> None:
         """Count a settlement; what a provider billed beyond the hold, or what broke in settling, is an alarm."""
         count = self.metrics.count

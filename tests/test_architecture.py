@@ -212,6 +212,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
                 "quart",
                 "quart_trio",
                 "trio",
+                "werkzeug",
                 "accounting",
                 "pricing",
                 "proxy.pages",

@@ -19,6 +19,7 @@ from attrs import define, field
 from accounting.records import Receipt
 from pricing.money import Pico, micro_up, show
 from proxy.dialects.body import Object, encode
+from proxy.dialects.scrub import scrub
 from proxy.dialects.sse import Framer, data_of
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
@@ -32,21 +33,7 @@ BODY_TAIL: Final = 2**16
 BODY_BYTES_MAX: Final = 2**26
 """No answer in one piece is larger: it is kept until its end, because its usage can stand anywhere."""
 
-MESSAGE_MAX: Final = 500
-"""So much of a provider's own sentence is passed on."""
-
 _FIRST_OBJECT: Final = re.compile(rb"^data: ?\{(?=\")", re.MULTILINE)
-
-_PRIVATE: Final = re.compile(
-    r"\b(?:org|proj|acct|user|key|workspace|wrkspc)[-_][A-Za-z0-9]{6,}"
-    r"|\b(?:sk|pk|rk|gsk|xai)-[\w-]{8,}"
-    r"|\bAIza[\w-]{10,}"
-    r"|\bprojects?[ /:=]+[\"']?[\w-]*\d[\w-]*"
-    r"|(?i:\bbearer +\S+)"
-    r"|\b[\w.+-]+@[\w-]+\.[\w.]+"
-    r"|https?://\S+",
-    re.ASCII,
-)
 
 
 class Tap(Protocol):
@@ -227,21 +214,10 @@ def reported(message: str, code: str | None = None) -> StreamBroken:
         message: the provider's own words, or `""`.
         code: its type or code for it, if it gave one.
     """
-    said = ": ".join(part for part in (scrubbed(code or ""), scrubbed(message)) if part)
+    said = ": ".join(part for part in (scrub(code or ""), scrub(message)) if part)
     return StreamBroken(
         Kind.UPSTREAM_ERROR, f"The provider reported an error in its answer{': ' if said else ''}{said}"
     )
-
-
-def scrubbed(text: str) -> str:
-    """A provider's sentence without its operator: no organisations, keys, addresses or control characters.
-
-    >>> scrubbed("Rate limit reached for gpt-4o in organization org-AbC123xyz on tokens per min.")
-    'Rate limit reached for gpt-4o in organization … on tokens per min.'
-    """
-    text = _PRIVATE.sub("…", text)
-    text = "".join(character if character.isprintable() else " " for character in text)
-    return text if len(text) <= MESSAGE_MAX else f"{text[:MESSAGE_MAX]}…"
 
 
 def rewritten(frame: bytes, fields: Object) -> bytes:

@@ -58,7 +58,7 @@ def build(gateway: Gateway, reader: Reader) -> Blueprint:
         page = await reader.page(
             Query(
                 wallet=key.wallet,
-                model=request.args.get("model"),
+                model=_model(gateway),
                 from_ms=_moment("from"),
                 to_ms=_moment("to"),
                 limit=_limit(),
@@ -103,6 +103,17 @@ def _shown_key(gateway: Gateway, key: Key) -> dict[str, Any]:
         "models": list(key.models),
         "expires_at": None if key.expires_ms is None else _iso(key.expires_ms),
     }
+
+
+def _model(gateway: Gateway) -> str | None:
+    """The canonical id of the model that is asked about; one that is no longer served keeps the name it is given."""
+    name = request.args.get("model")
+    if name is None:
+        return None
+    try:
+        return gateway.router.find(name).id
+    except Rejected:
+        return name
 
 
 def _limit() -> int:

@@ -2,16 +2,19 @@
 
 import hmac
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from quart import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException
 
 from accounting.hold import Overloaded
 from proxy.admin import Admin
 from proxy.errors import Failure, Kind, Rejected
 from proxy.telemetry import Telemetry
 from proxy.types import Secret
+
+_KINDS: Final = {404: Kind.UNKNOWN_ROUTE, 405: Kind.WRONG_METHOD, 413: Kind.TOO_LARGE, 500: Kind.INTERNAL}
 
 
 def build(
@@ -32,12 +35,22 @@ def build(
 
     @blueprint.errorhandler(Failure)
     async def failed(failure: Failure) -> Response:
-        body = {"error": {"code": failure.kind.value, "message": failure.message, "param": failure.param}}
-        return _json(body, failure.status)
+        return _error(failure.kind, failure.message, failure.status, failure.param)
 
     @blueprint.errorhandler(Overloaded)
     async def overloaded(error: Overloaded) -> Response:
-        return _json({"error": {"code": "overloaded", "message": str(error), "param": None}}, 503)
+        return _error(Kind.OVERLOADED, str(error), 503)
+
+    # of the whole listener, so that a command that came to the wrong door can read what it is told
+    @blueprint.app_errorhandler(HTTPException)
+    async def misaddressed(error: HTTPException) -> Response:
+        status = error.code or 500
+        return _error(_KINDS.get(status, Kind.BAD_REQUEST), f"{error.name}.", status)
+
+    @blueprint.app_errorhandler(Exception)
+    async def crashed(error: Exception) -> Response:
+        telemetry.fault("admin_failed", error)
+        return _error(Kind.INTERNAL, "Something went wrong here; the log of the gateway says where.", 500)
 
     @blueprint.post("/admin/<operation>")
     async def call(operation: str) -> Response:
@@ -54,6 +67,10 @@ def build(
         return Response(telemetry.metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     return blueprint
+
+
+def _error(kind: Kind, message: str, status: int, param: str | None = None) -> Response:
+    return _json({"error": {"code": kind.value, "message": message, "param": param}}, status)
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

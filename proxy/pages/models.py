@@ -1,7 +1,8 @@
 """Which models there are and what they cost: the lists in each dialect, the catalogue, and price estimates."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from quart import Blueprint, Response, request
@@ -14,6 +15,9 @@ from proxy.routing import Served
 from proxy.shown import shown_model
 
 TOKENS_MAX: Final = 2**31
+NAMES_MAX: Final = 1000
+"""Models in one question about prices; several times as many as there are."""
+
 _GEMINI_ACTIONS: Final = ["generateContent", "streamGenerateContent", "countTokens"]
 
 
@@ -62,11 +66,21 @@ def build(gateway: Gateway) -> Blueprint:
 
 def _named(gateway: Gateway, name: str) -> Served:
     """The model of this name, if this caller may use it. Raises `Rejected`, 404."""
-    model = gateway.router.find(name)
-    for one in gateway.router.models(caller_or_none(gateway)):
-        if one.model.id == model.id:
-            return one
-    raise Rejected(Kind.UNKNOWN_MODEL, f"There is no model {name[:100]!r} for this key.", param="model")
+    return _all_named(gateway, (name,))[0]
+
+
+def _all_named(gateway: Gateway, names: Iterable[str]) -> tuple[Served, ...]:
+    """The models of these names, if this caller may use all of them. Raises `Rejected`, 404."""
+    usable = {one.model.id: one for one in gateway.router.models(caller_or_none(gateway))}
+    found = []
+    for name in names:
+        one = usable.get(gateway.router.find(name).id)
+        if one is None:
+            raise Rejected(
+                Kind.UNKNOWN_MODEL, f"There is no model {name[:100]!r} for this key.", param="model"
+            )
+        found.append(one)
+    return tuple(found)
 
 
 def _openai_model(one: Served) -> dict[str, Any]:
@@ -114,7 +128,7 @@ class _PricingQuestion(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `/v1/credits/pricing`."""
 
     publishable_key: str | None = None
-    models: list[str] | None = None
+    models: Annotated[list[str], msgspec.Meta(max_length=NAMES_MAX)] | None = None
     input_tokens: int = 1_000_000
     output_tokens: int = 1_000_000
 
@@ -130,7 +144,7 @@ async def _pricing_question() -> _PricingQuestion:
             asked.pop("models[]", None)
             asked["models"] = [name for text in listed for name in text.split(",") if name]
         return msgspec.convert(asked, type=_PricingQuestion, strict=False)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Rejected(Kind.BAD_REQUEST, str(error)) from None
 
 
@@ -144,11 +158,10 @@ def _pricing(gateway: Gateway, asked: _PricingQuestion) -> dict[str, Any]:
     for name in ("input_tokens", "output_tokens"):
         if not 0 <= getattr(asked, name) <= TOKENS_MAX:
             raise Rejected(Kind.BAD_REQUEST, f"{name} must lie between 0 and {TOKENS_MAX}.", param=name)
-    caller = caller_or_none(gateway)
     listed = (
-        gateway.router.models(caller)
+        gateway.router.models(caller_or_none(gateway))
         if asked.models is None
-        else tuple(_named(gateway, name) for name in asked.models)
+        else _all_named(gateway, asked.models)
     )
     return {
         "object": "list",

@@ -22,11 +22,12 @@ from attrs import define, field
 from accounting.hold import Hold, Overloaded, Terms
 from accounting.records import Ending
 from proxy.config import Account, Config
+from proxy.dialects.scrub import scrub
 from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
 from proxy.pool import Pool, Rest
 from proxy.types import Ask, Dialect, Offer, Reply, Secret
 from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange
-from proxy.upstreams.failures import Leave, ProviderFailed, judge, private, scrub
+from proxy.upstreams.failures import Leave, ProviderFailed, judge, private
 from proxy.upstreams.providers import anthropic, gemini, openai
 
 KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthropic, "gemini": gemini}

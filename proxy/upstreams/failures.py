@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from proxy.config import Failover
+from proxy.dialects.scrub import scrub
 from proxy.errors import Kind, Rejected, UpstreamFailed
 from proxy.types import ProviderError
 
@@ -38,21 +39,6 @@ ACCOUNT_SENTENCES: Final = (
     "This organization has been disabled",
     "User location is not supported",  # Gemini, as a 400: where the gateway runs
 )
-
-MESSAGE_CHARACTERS_MAX: Final = 2000
-"""Of a provider's sentence about a request; longer ones quote the request."""
-
-_PRIVATE: Final = (
-    (re.compile(r"\borg-[A-Za-z0-9*]{4,}"), "org-…"),
-    (re.compile(r"\bproj_[A-Za-z0-9*]{4,}"), "proj_…"),
-    (re.compile(r"\b(?:acct|user|team|workspace|wrkspc|account)[-_][A-Za-z0-9*]{8,}"), "…"),
-    (re.compile(r"\b(projects?[/ :=]|project_number[:=])\s*[\"']?[A-Za-z0-9_-]*\d[A-Za-z0-9_-]*"), r"\1…"),
-    (re.compile(r"\b(?:sk|pk|rk|gsk|xai)-[A-Za-z0-9_*\-]{4,}"), "…"),
-    (re.compile(r"\bAIza[A-Za-z0-9_*\-]{4,}"), "…"),
-    (re.compile(r"(?i)\bbearer\s+\S+"), "…"),
-    (re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}"), "…"),
-)
-"""What providers put into their sentences about whose account it is."""
 
 
 @frozen
@@ -115,17 +101,6 @@ def judge(
     return ProviderFailed(
         Kind.UPSTREAM_ERROR, message, Leave(failover.rest_failed_seconds, because, hard=False, whole=False)
     )
-
-
-def scrub(text: str, hidden: Iterable[str]) -> str:
-    """Take out of a provider's sentence whose account it is about, credentials, and the operator's URLs."""
-    for secret in hidden:
-        if secret:
-            text = text.replace(secret, "…")
-    for pattern, instead in _PRIVATE:
-        text = pattern.sub(instead, text)
-    text = "".join(character if character.isprintable() else " " for character in text)
-    return text if len(text) <= MESSAGE_CHARACTERS_MAX else text[: MESSAGE_CHARACTERS_MAX - 1] + "…"
 
 
 def private(base_url: str, secrets: Iterable[str]) -> tuple[str, ...]:

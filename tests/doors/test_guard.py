@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import httptools
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_the_end_of_a_chunked_body_is_found_whatever_is_in_it(parts, cuts):
     whole = head(b"transfer-encoding: chunked") + chunks + b"0\r\n\r\n"
     sent = whole + CHUNKED
     borders = [0, *sorted(cut for cut in cuts if cut < len(sent)), len(sent)]
-    taken, one = everything([sent[a:b] for a, b in zip(borders, borders[1:], strict=False)])
+    taken, one = everything([sent[a:b] for a, b in pairwise(borders)])
     assert taken == whole
     assert one.pending_bytes == len(CHUNKED)
 
@@ -160,8 +162,10 @@ def test_what_is_not_plain_http_1_1_is_refused(data):
 @pytest.mark.parametrize(
     "target",
     [
-        b"http://a/x", b"https://a/x", b"a:443", b"*", b"x", b"?a", b"//a/x", b"/x//y", b"/..", b"/x/../y", b"/x/.", b"/./x",
-        b"/%2e%2e/x", b"/x/%2E./y", b"/x%2f..%2fy", b"/x/%2e", b"/x%2f%2fy", b"/a\\b", b"/a%5cb", b"/x#y", b"/x%00y", b"/x%0d%0ay",
+        b"http://a/x", b"https://a/x", b"a:443", b"*", b"x", b"?a", b"//a/x", b"/x//y", b"/..", b"/x/../y", b"/x/.",
+        b"/./x",
+        b"/%2e%2e/x", b"/x/%2E./y", b"/x%2f..%2fy", b"/x/%2e", b"/x%2f%2fy", b"/a\\b", b"/a%5cb", b"/x#y", b"/x%00y",
+        b"/x%0d%0ay",
         b"/x%7f", b"/x%", b"/x%zz", b"/x?a=%g0", b"/x%ff", b"/x?a\\b", b"/x?a#b", b"/x\x7f", b"/x\xc3\xa4", b"/x\x01",
     ],
 )  # fmt: skip
@@ -171,7 +175,13 @@ def test_a_target_that_readers_could_resolve_differently_is_refused(target):
 
 @pytest.mark.parametrize(
     "target",
-    [b"/", b"/v1/", b"/v1beta/models/gemini%2Fx%3AgenerateContent?alt=sse&key=a%0Ab", b"/x?a=../..&b=//", b"/a..b/.c"],
+    [
+        b"/",
+        b"/v1/",
+        b"/v1beta/models/gemini%2Fx%3AgenerateContent?alt=sse&key=a%0Ab",
+        b"/x?a=../..&b=//",
+        b"/a..b/.c",
+    ],
 )
 def test_an_ordinary_target_passes(target):
     sent = head(request=b"GET %s HTTP/1.1" % target)
@@ -180,7 +190,15 @@ def test_an_ordinary_target_passes(target):
 
 @pytest.mark.parametrize(
     "name",
-    [b"host", b"authorization", b"content-type", b"x-api-key", b"X-Goog-Api-Key", b"x-user-key", b"Authorization"],
+    [
+        b"host",
+        b"authorization",
+        b"content-type",
+        b"x-api-key",
+        b"X-Goog-Api-Key",
+        b"x-user-key",
+        b"Authorization",
+    ],
 )
 def test_a_second_header_that_leaves_open_which_counts_is_refused(name):
     assert refused(head(name + b": a", name.lower() + b": a")) == 400

@@ -1,5 +1,8 @@
 """Limits: GCRA per key, places at once, and the bound on answers that are read on for nobody."""
 
+from contextlib import suppress
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,6 +157,48 @@ def test_tokens_of_a_request_that_failed_are_given_back():
     with pytest.raises(ZeroDivisionError), keys.admit(who, Reply()) as slot:
         slot.tokens(Bounds(input=500, output=400))
         raise ZeroDivisionError
+    assert keys.standing(who)["tokens"].remaining == 1000
+
+
+class Hold:
+    """Left, it has a receipt, like the real one; before, it has none."""
+
+    def __init__(self, record):
+        self.settles_at = record
+        self.left = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc):
+        self.left = True
+
+    @property
+    def receipt(self):
+        assert self.left
+        return SimpleNamespace(record=self.settles_at)
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+def test_whoever_leaves_in_the_middle_has_used_the_tokens_that_were_settled(error):
+    keys = limits()
+    who = caller(tokens_per_minute=1000)
+    with suppress(BaseException), keys.admit(who, Reply()) as slot:
+        slot.tokens(Bounds(input=500, output=400))
+        with slot.spending(Hold(Record(tokens=300))) as hold:
+            assert isinstance(hold, Hold)
+            if error is not None:
+                raise error
+    assert keys.standing(who)["tokens"].remaining == 700
+
+
+def test_a_hold_that_settled_nothing_gives_all_tokens_back():
+    keys = limits()
+    who = caller(tokens_per_minute=1000)
+    with pytest.raises(ZeroDivisionError), keys.admit(who, Reply()) as slot:
+        slot.tokens(Bounds(input=500, output=400))
+        with slot.spending(Hold(None)):
+            raise ZeroDivisionError
     assert keys.standing(who)["tokens"].remaining == 1000
 
 

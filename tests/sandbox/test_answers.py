@@ -170,9 +170,7 @@ def test_input_splits_into_what_was_read_written_and_neither(told, marks, expect
     st.integers(0, 500),
     st.integers(1, 500),
 )
-def test_the_parts_of_the_input_are_always_the_whole(
-    cached, five, hour, mark_5m, mark_1h, tokens
-):
+def test_the_parts_of_the_input_are_always_the_whole(cached, five, hour, mark_5m, mark_1h, tokens):
     told = Directives(cached=cached, cache_write=five, cache_write_1h=hour)
     marks = {"marked_5m": min(mark_5m, tokens), "marked_1h": min(mark_1h, tokens)}
     read = answer(asked(told, input_tokens=tokens, **marks)).read
