@@ -13,13 +13,16 @@ import msgspec
 import trio
 from attrs import evolve
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from accounting.hold import Overloaded
 from accounting.journal import BooksFailed
 from pricing.catalog import Catalog
 from pricing.load import PriceError, check, load_catalog
 from pricing.money import PPM
 from proxy import app, doctor
+from proxy.admin_client import Unreachable
 from proxy.config import DATA, Config, ConfigError, load
 from proxy.config_template import template
 from proxy.errors import Failure
@@ -43,10 +46,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ConfigError, PriceError, app.Unavailable, BooksFailed) as error:
+    except (ConfigError, PriceError, app.Unavailable, BooksFailed, Overloaded, Unreachable) as error:
         _die(str(error))
     except Failure as failure:
         _die(failure.message)
+    except BrokenPipeError:  # whoever reads has seen enough, as in `farebox models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -165,7 +171,7 @@ def _announce(as_json: bool, facts: dict[str, Any]) -> None:
         return
     console = out()
     for name, value in facts.items():
-        console.print(f"[bold]{name.replace('_', ' ')}[/bold]  {value}")
+        console.print(f"[bold]{name.replace('_', ' ')}[/bold]  {escape(str(value))}")
     console.print("Ctrl-C stops it: streams may finish, the books are closed.")
 
 
@@ -178,7 +184,8 @@ def _announce_demo(as_json: bool, facts: dict[str, Any]) -> None:
     console.print(
         f"[bold]Farebox is running[/bold] at {base} with a sandbox provider: nothing here costs money."
     )
-    console.print(f"wallet {facts['wallet']}  balance {facts['balance']} USD  state {facts['state_dir']}")
+    state = escape(facts["state_dir"])
+    console.print(f"wallet {facts['wallet']}  balance {facts['balance']} USD  state {state}")
     console.print(f"key    [bold]{key}[/bold]\n")
     click.echo(
         f"""# curl
@@ -223,6 +230,8 @@ def init(path: Path) -> None:
             file.write(template())
     except FileExistsError:
         raise click.ClickException(f"{path} is there already; nothing was written.") from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"Wrote {path}. Name a provider in it, or set OPENAI_API_KEY …; then: farebox serve")
 
 
@@ -471,7 +480,7 @@ def _facts(answer: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False)
     for name, value in answer.items():
         if not isinstance(value, list):
-            table.add_row(name, _text(value))
+            table.add_row(name, escape(_text(value)))
     out().print(table)
     for name, value in answer.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -485,7 +494,7 @@ def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
         # ids are there to be copied
         table.add_column(column, overflow="fold", no_wrap=column in ("wallet", "key_id", "request_id", "id"))
     for row in rows:
-        table.add_row(*(_text(row.get(column)) for column in columns))
+        table.add_row(*(escape(_text(row.get(column))) for column in columns))
     out().print(table)
 
 

@@ -206,7 +206,7 @@ class Books:
     unsynced_seconds_max: float = _positive(10.0)
     progress_seconds: float = _positive(2.0)
     progress_tokens: int = field(default=1000, validator=ge(1))
-    store_memory: str = "256MB"
+    store_memory: str = field(default="256MB", validator=matches_re(r"[0-9]{1,9}(\.[0-9]{1,3})? ?[KMGT]i?B"))
 
 
 @frozen
@@ -410,12 +410,15 @@ def _meanings(docstring: str) -> dict[str, str]:
 def _from_environment(environ: Mapping[str, str]) -> Iterator[Provider]:
     for name, kind, key, base_url in VENDOR_KEYS:
         if environ.get(key):
-            yield Provider(
-                name=name,
-                kind=kind,  # type: ignore[arg-type]
-                base_url=environ.get(base_url) or None,
-                account=(Account(name="default", api_key_env=key),),
-            )
+            try:
+                yield Provider(
+                    name=name,
+                    kind=kind,  # type: ignore[arg-type]
+                    base_url=environ.get(base_url) or None,
+                    account=(Account(name="default", api_key_env=key),),
+                )
+            except ConfigError as error:
+                raise ConfigError(f"the variable {base_url}: {error}") from None
 
 
 def _check_names(providers: tuple[Provider, ...], where: str) -> None:

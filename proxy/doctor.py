@@ -1,11 +1,13 @@
 """`farebox doctor`: provoke every refusal that protects money, and one paid call, and look at the answers.
 
 A limit that is configured but not enforced is worse than none, so this asks the running gateway instead of reading
-its settings. It uses a wallet of its own with a small promotional grant, and revokes every key that it makes.
+its settings. It uses a wallet of its own, which gets a small promotional grant whenever less than that is left, and
+revokes every key that it makes.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -57,7 +59,8 @@ def examine(admin: AdminClient, base_url: str, model: str | None) -> tuple[Step,
             _refusal("402: a wallet without credit", 402, "insufficient_credits", ask(asked, key=empty))
         )
     funded = _wallet(admin, WALLET)
-    _call(admin, "top_up", wallet=funded, amount=GRANT, promo=True, ref="doctor")
+    if Decimal(_call(admin, "wallet_show", wallet=funded)["available"]) < Decimal(GRANT):
+        _call(admin, "top_up", wallet=funded, amount=GRANT, promo=True)
     with _key(admin, funded) as key:
         steps.append(_refusal("404: an unknown model", 404, "model_not_found", ask("no/such-model", key=key)))
         steps += _paid(admin, base_url, ask(asked, key=key), asked, key)

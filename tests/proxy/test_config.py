@@ -68,6 +68,20 @@ def test_every_setting_says_what_it_means():
         ("[limits]\nbody_bytes_max = -1", ("body_bytes_max",)),
         ("unknown_fields = 'maybe'", ("unknown_fields",)),
         ("colour = 1", ("colour",)),
+        ("[listen]\nport = 65536", ("listen", "port", "65535")),
+        ("[listen]\nadmin_port = -1", ("listen", "admin_port")),
+        ("[books]\nstate_dir = ' '", ("books", "state_dir", "not empty")),
+        ("[books]\ndurability = 'none'", ("books", "durability", "standard")),
+        ("[books]\nstore_memory = 'lots'", ("books", "store_memory")),
+        ("[keys]\nprefix = ''", ("keys", "prefix")),
+        ("[keys]\nprefix = 'a b'", ("keys", "prefix")),
+        ("[deadlines]\nidle_seconds = nan", ("deadlines", "idle_seconds")),
+        ("[[provider]]\nname = 'a'\nkind = 'openai'\nbase_url = 'localhost:11434'", ("base_url", "http://")),
+        ("[[provider]]\nname = 'a'\nkind = 'openai'\nbase_url = 'http://a/v1?key=x'", ("base_url", "query")),
+        (
+            "[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key='y'\napi_key_env='SET'",
+            ("account 'x'", "not both"),
+        ),
         ("[[provider]]\nname = 'a'", ("kind",)),
         ("[[provider]]\nname = 'a b'\nkind = 'openai'", ("provider.name", "a b")),
         ("[[provider]]\nname = 'a'\nkind = 'openai'\n[[provider]]\nname = 'a'\nkind = 'openai'", ("twice",)),
@@ -88,7 +102,7 @@ def test_every_setting_says_what_it_means():
 )
 def test_what_is_wrong_is_refused_with_file_and_key(tmp_path, text, named):
     with pytest.raises(ConfigError) as caught:
-        from_text(tmp_path, text)
+        from_text(tmp_path, text, {"SET": "sk-set"})
     message = str(caught.value)
     assert "farebox.toml" in message
     assert [name for name in named if name not in message] == []
@@ -132,3 +146,24 @@ def test_the_environment_makes_providers_only_where_the_file_names_none(tmp_path
     assert found == [("openai", "openai", None), ("google", "gemini", "http://127.0.0.1:1")]
     named = from_text(tmp_path, "[[provider]]\nname = 'x'\nkind = 'openai'", environ)
     assert [one.name for one in named.provider] == ["x"]
+
+
+@pytest.mark.parametrize("secret", ["sk-two words", "sk-line\\nend", "sk-ümläut"])
+def test_a_secret_that_no_header_can_carry_is_refused_without_being_shown(tmp_path, secret):
+    text = f"[[provider]]\nname='a'\nkind='openai'\n[[provider.account]]\nname='x'\napi_key = \"{secret}\""
+    with pytest.raises(ConfigError, match="api_key") as caught:
+        from_text(tmp_path, text)
+    assert "sk-" not in str(caught.value)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
+        load(None, {"OPENAI_API_KEY": secret.replace("\\n", "\n")})
+    assert "sk-" not in str(caught.value)
+
+
+def test_a_line_end_after_a_secret_in_the_environment_is_not_part_of_it():
+    [provider] = load(None, {"OPENAI_API_KEY": " sk-from-a-file\n"}).provider
+    assert provider.account[0].api_key.reveal() == "sk-from-a-file"
+
+
+def test_a_bad_url_in_the_environment_names_its_variable():
+    with pytest.raises(ConfigError, match=r"OPENAI_BASE_URL.*http://"):
+        load(None, {"OPENAI_API_KEY": "sk", "OPENAI_BASE_URL": "localhost"})
