@@ -117,10 +117,13 @@ class Load:
             data = client.sock.recv(1 << 18)
         except BlockingIOError:
             return False
+        except OSError:
+            data = b""
         now = time.perf_counter()
         if not data:
             self.failed += 1
             client.idle = True
+            client.sock.close()  # leaves epoll too; else it would be readable for ever
             return False
         if client.length is None and not client.chunked:
             client.head += data

@@ -16,8 +16,12 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the checkout on the path and no proxy in the way."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    """Ours, with the checkout on the path, no proxy in the way and no settings of somebody's own gateway."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith("FAREBOX_")
+    }
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 

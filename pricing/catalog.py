@@ -3,16 +3,20 @@
 A catalogue is swapped whole, never changed. Its version is the hash of its content, so two catalogues with
 the same version bill alike whatever files they were read from (`load.py` reads them), and a record that names
 a version can be priced again from the content kept under it. A model without a price is not in it.
+
+Prices may change on a day that is known beforehand, so a price is a function of model and day, and what a
+version says of a record is the price of the day on which its hold was made. There is no clock here: the day is
+an argument, and whoever asks reads it once for a whole request.
 """
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.validators import ge, in_, instance_of, min_len
 
 from pricing.money import PICO, Pico, show
@@ -54,8 +58,38 @@ class Vendor:
     rank: int = 100
 
 
+@frozen
+class Listing:
+    """What a model costs at list price, from a day on until a later listing takes over.
+
+    Attributes:
+        tiers: list prices by length of context.
+        source, checked: where the price was seen, and on which day.
+        valid_from: the first day of it; `None`: it has always been so.
+        until: the last day for which the vendor has promised it, where it named one. A promise, not an end:
+            without a later listing the price goes on, and `check` warns.
+    """
+
+    tiers: tuple[Tier, ...] = field(validator=min_len(1))
+    source: str = ""
+    checked: date | None = None
+    valid_from: date | None = None
+    until: date | None = field(default=None)
+
+    @until.validator
+    def _ends_after_it_began(self, _attribute: object, value: date | None) -> None:
+        if value is not None and self.valid_from is not None and value < self.valid_from:
+            raise ValueError(f"until {value} lies before the first day, {self.valid_from}")
+
+
 _count = [instance_of(int), ge(0)]
 _at_least_one = [instance_of(int), ge(1)]
+
+
+def _one_after_the_other(_model: object, _attribute: "Attribute[Any]", value: tuple[Listing, ...]) -> None:
+    days = [listing.valid_from or date.min for listing in value]
+    if days != sorted(set(days)):
+        raise ValueError(f"prices must begin one after the other, not on {', '.join(map(str, days))}")
 
 
 def _begins_with_vendor(model: "Model", _attribute: object, value: str) -> None:
@@ -86,10 +120,8 @@ class Model:
             that divides by it is not cheaper than a report.
         tokens_per_second_max: fastest that it writes; bounds hidden tokens by the time that went by.
         cache_writes: the class of cache write that the vendor makes, and bills, without being asked.
-        tiers: list prices by length of context.
+        prices: what it costs, by the day from which on; ascending.
         aliases: names for it that the vendor does not know; they travel as `wire_name`.
-        source, checked: where the price was seen, and on which day.
-        until: the last day on which the vendor has promised it, where it has named one.
         created: when it was released, in unix seconds.
         parameters: `name@anything` means this model too, and `@anything` travels on in the wire name.
     """
@@ -109,12 +141,9 @@ class Model:
     tools_tokens: int = field(validator=_count)
     dense_bytes_per_token: int = field(validator=_at_least_one)
     tokens_per_second_max: int = field(validator=_at_least_one)
-    tiers: tuple[Tier, ...] = field(validator=min_len(1))
+    prices: tuple[Listing, ...] = field(validator=[min_len(1), _one_after_the_other])
     wire_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    source: str = ""
-    checked: str = ""
-    until: str | None = None
     created: int = field(default=0, validator=_count)
     parameters: bool = False
     cache_writes: CacheWrites = field(default="none", validator=in_(get_args(CacheWrites)))
@@ -123,6 +152,16 @@ class Model:
     def _output_fits(self, _attribute: object, value: int) -> None:
         if value > self.context_window:
             raise ValueError(f"output_max {value} is more than the context window of {self.context_window}")
+
+    def listing_on(self, day: date) -> Listing | None:
+        """The price in force on a day; none before the first one begins."""
+        begun = [one for one in self.prices if one.valid_from is None or one.valid_from <= day]
+        return begun[-1] if begun else None
+
+    def tiers_on(self, day: date) -> tuple[Tier, ...]:
+        """List prices on a day by length of context; empty without a price, and then it is not served."""
+        listing = self.listing_on(day)
+        return listing.tiers if listing else ()
 
     def hides_reasoning(self, asked: bool | None) -> bool:
         """Whether tokens may be billed that nobody sees go by.
@@ -206,12 +245,19 @@ class Catalog:
             return None
         return Found(found.model, f"{found.wire_name}{separator}{parameters}")
 
-    def price(self, model: Model, markup_ppm: int) -> Price:
-        """The price of a model under a markup in parts per million of list price."""
+    def price(self, model: Model, markup_ppm: int, day: date) -> Price:
+        """The price of a model on a day, under a markup in parts per million of list price.
+
+        Raises:
+            ValueError: it has no price on that day; `Model.tiers_on` tells beforehand.
+        """
+        tiers = model.tiers_on(day)
+        if not tiers:
+            raise ValueError(f"{model.id} has no price on {day}")
         return Price(
             model=model.id,
             version=self.version,
-            tiers=model.tiers,
+            tiers=tiers,
             markup_ppm=markup_ppm,
             cache_writes=model.cache_writes,
         )
@@ -241,8 +287,8 @@ def _own_names(model: Model) -> dict[str, str]:
 STALE_DAYS: Final = 180
 """A price that nobody has looked at for half a year has probably changed."""
 
-ENDING_DAYS: Final = 60
-"""How long beforehand an operator is told that an introductory price ends."""
+NOTICE_DAYS: Final = 60
+"""How long beforehand an operator is told that a price changes, or that the vendor's promise of it ends."""
 
 OUTLIER: Final = 10
 """A factor that no vendor's honest prices differ by, but a slipped decimal point does."""
@@ -253,11 +299,11 @@ TOKEN_RATE_MAX: Final = 1000 * PICO // 10**6
 
 
 def check(catalog: Catalog, today: date, reference: Catalog | None = None) -> tuple[str, ...]:
-    """Look for prices that are probably a mistake.
+    """Look for prices that are probably a mistake, now or from a coming day on.
 
     Args:
         catalog: what is to be looked at.
-        today: for the age of the `checked` dates.
+        today: decides which prices are in force or to come; what is over is history.
         reference: prices to compare with, such as those that were shipped.
 
     Returns:
@@ -266,25 +312,74 @@ def check(catalog: Catalog, today: date, reference: Catalog | None = None) -> tu
     findings = []
     for model in catalog.models.values():
         known = reference.models.get(model.id) if reference else None
-        said = [*_odd_age(model, today), *_odd_rates(model), *_odd_against(model, known)]
+        said: list[str] = []
+        for listing in _current_and_coming(model, today):
+            coming = listing.valid_from is not None and listing.valid_from > today
+            when = f" from {listing.valid_from}" if coming else ""
+            said += [sentence + when for sentence in _odd_rates(listing.tiers)]
+        said += _odd_against(model.tiers_on(today), known.tiers_on(today) if known else ())
         findings += [f"{model.id}: {sentence}" for sentence in said]
     return tuple(findings)
 
 
+def notices(catalog: Catalog, today: date) -> tuple[str, ...]:
+    """Say what time brings: prices that change soon, promises that end, prices that nobody has looked at for long.
+
+    Nothing of it is wrong; a sentence for each, in the order of the model ids.
+    """
+    return tuple(
+        f"{model.id}: {sentence}"
+        for model in catalog.models.values()
+        for sentence in (*_odd_age(model, today), *_odd_days(model, today))
+    )
+
+
+def _current_and_coming(model: Model, today: date) -> tuple[Listing, ...]:
+    """The price in force and those after it; what is over is history."""
+    current = model.listing_on(today)
+    return model.prices[model.prices.index(current) :] if current else model.prices
+
+
 def _odd_age(model: Model, today: date) -> list[str]:
+    """What is to be said about when the price in force was looked at."""
+    listing = _current_and_coming(model, today)[0]
+    if listing.checked is None:
+        return ["no date says when the price was checked"]
+    if (days := (today - listing.checked).days) > STALE_DAYS:
+        return [f"the price was last checked {days} days ago, on {listing.checked}"]
+    return []
+
+
+def _odd_days(model: Model, today: date) -> list[str]:
+    """Which price begins, changes or is promised no longer, soon enough for the operator to be told."""
     said = []
-    if not model.checked:
-        said.append("no date says when the price was checked")
-    elif (days := (today - date.fromisoformat(model.checked)).days) > STALE_DAYS:
-        said.append(f"the price was last checked {days} days ago, on {model.checked}")
-    if model.until and (left := (date.fromisoformat(model.until) - today).days) < ENDING_DAYS:
-        said.append(f"the price {'ended' if left < 0 else 'ends'} on {model.until}")
+    listings = _current_and_coming(model, today)
+    if model.listing_on(today) is None:
+        said.append(f"there is no price before {listings[0].valid_from}, so it is not served")
+    for listing, following in zip(listings, (*listings[1:], None), strict=True):
+        begins = following.valid_from if following else None
+        if following and begins and (begins - today).days < NOTICE_DAYS:
+            said.append(f"the price changes on {begins}: {_change(listing, following)}")
+        until = listing.until
+        # a price that follows at once is the answer to the question what comes after the promise
+        answered = until is not None and begins is not None and begins <= until + timedelta(days=1)
+        if until and not answered and (left := (until - today).days) < NOTICE_DAYS:
+            said.append(f"the price {'was' if left < 0 else 'is'} promised until {until} only")
     return said
 
 
-def _odd_rates(model: Model) -> list[str]:
+def _change(old: Listing, new: Listing) -> str:
     said = []
-    for tier in model.tiers:
+    for name in ("input", "output"):
+        before, after = getattr(old.tiers[0].rates, name), getattr(new.tiers[0].rates, name)
+        if before is not None and after is not None and before != after:
+            said.append(f"{name} from {_per_million(before)} to {_per_million(after)} per million tokens")
+    return ", ".join(said) or "neither input nor output"
+
+
+def _odd_rates(tiers: tuple[Tier, ...]) -> list[str]:
+    said = []
+    for tier in tiers:
         rates, where = tier.rates, f" above {tier.above} tokens" if tier.above else ""
         for name in ("input", "output"):
             rate: Pico | None = getattr(rates, name)
@@ -319,13 +414,13 @@ def _odd_order(rates: Rates) -> list[str]:
     return said
 
 
-def _odd_against(model: Model, known: Model | None) -> list[str]:
-    if known is None:
+def _odd_against(tiers: tuple[Tier, ...], known: tuple[Tier, ...]) -> list[str]:
+    if not tiers or not known:
         return []
     said = []
     for name in ("input", "output"):
-        ours: Pico | None = getattr(model.tiers[0].rates, name)
-        theirs: Pico | None = getattr(known.tiers[0].rates, name)
+        ours: Pico | None = getattr(tiers[0].rates, name)
+        theirs: Pico | None = getattr(known[0].rates, name)
         if ours and theirs and not theirs <= ours * OUTLIER <= theirs * OUTLIER**2:
             said.append(
                 f"{name} costs {_per_million(ours)} per million tokens, "

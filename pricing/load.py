@@ -6,7 +6,8 @@ what it does not say itself from its family. `data/README.md` describes each key
 
 Prices are decimal strings and their unit is in the key (`per_million` tokens, or `each`): a number would be a
 float, and a price whose unit has to be guessed is wrong by a million sooner or later. Unknown keys are
-refused, so that a typo cannot make something free.
+refused, so that a typo cannot make something free. A price that changes on a known day stands once for each
+time: `[[price."vendor/name"]]` with `from`.
 """
 
 import tomllib
@@ -22,6 +23,7 @@ from msgspec import UNSET, Struct, UnsetType
 from pricing.catalog import (
     Catalog,
     DialectName,
+    Listing,
     Model,
     OutputField,
     ProviderKind,
@@ -108,6 +110,7 @@ class _PriceEntry(Struct, frozen=True, forbid_unknown_fields=True):
     tiers: tuple[_TierEntry, ...] = ()
     source: str | None = None
     checked: date | None = None
+    valid_from: date | None = msgspec.field(name="from", default=None)
     until: date | None = None
 
 
@@ -127,6 +130,7 @@ OPTIONAL: Final = {"cache_writes": "none", "parameters": False}
 """What neither a model nor its family needs to say."""
 
 Entry = TypeVar("Entry", bound=Struct)
+Read = TypeVar("Read")
 
 
 @define(eq=False)
@@ -136,23 +140,17 @@ class _Tables:
     vendors: dict[str, tuple[Path, _VendorEntry]] = field(factory=dict)
     families: dict[str, tuple[Path, _Behaviour]] = field(factory=dict)
     models: dict[str, tuple[Path, _ModelEntry]] = field(factory=dict)
-    prices: dict[str, tuple[Path, _PriceEntry]] = field(factory=dict)
+    prices: dict[str, tuple[Path, tuple[_PriceEntry, ...]]] = field(factory=dict)
 
     def add(self, path: Path, replace: bool) -> None:
         """Take in a file. An entry that is there already is replaced, or else refused."""
         file = _read(path)
         if file.price and file.currency is None:
             raise PriceError(path, "currency", 'expected currency = "USD" in a file that has prices')
-        _put(self.vendors, path, "vendor", file.vendor, _VendorEntry, replace=replace)
-        _put(self.families, path, "family", file.family, _Behaviour, replace=replace)
-        _put(self.models, path, "model", file.model, _ModelEntry, replace=replace)
-        _put(self.prices, path, "price", file.price, _PriceEntry, replace=replace)
-        for key in file.price:
-            price = self.prices[key][1]
-            dated = msgspec.structs.replace(
-                price, source=price.source or file.source, checked=price.checked or file.checked
-            )
-            self.prices[key] = (path, dated)
+        _put(self.vendors, path, "vendor", _entries(path, "vendor", file.vendor, _VendorEntry), replace)
+        _put(self.families, path, "family", _entries(path, "family", file.family, _Behaviour), replace)
+        _put(self.models, path, "model", _entries(path, "model", file.model, _ModelEntry), replace)
+        _put(self.prices, path, "price", _prices(path, file), replace)
 
 
 def load_catalog(data_dir: Path, extra_files: tuple[Path, ...] = ()) -> Catalog:
@@ -207,25 +205,49 @@ def _convert(path: Path, key: str, raw: object, shape: type[Entry]) -> Entry:
         said, _, at = str(error).partition(" - at `$")
         inner = at.rstrip("`").removeprefix(".")
         where = ".".join(part for part in (key, inner) if part)
-        said = said.replace("`object`", "a table").replace("`array`", "a list")
+        said = said.replace("`object`", "a table").replace("`array`", "a list").replace(" | null`", "`")
+        if "RFC3339" in said:
+            said = "expected a date such as 2026-12-01"
         if "unknown field" in said:
-            said += f" (expected one of: {', '.join(shape.__struct_fields__)})"
+            said += f" (expected one of: {', '.join(shape.__struct_encode_fields__)})"
         raise PriceError(path, where, said[:1].lower() + said[1:]) from None
 
 
+def _entries(path: Path, name: str, raw: Mapping[str, object], shape: type[Entry]) -> dict[str, Entry]:
+    return {key: _convert(path, _quoted(name, key), entry, shape) for key, entry in raw.items()}
+
+
+def _prices(path: Path, file: _File) -> dict[str, tuple[_PriceEntry, ...]]:
+    """The prices of a file, several for a model if they have days; each with the source that holds for it."""
+    prices = {}
+    for model_id, raw in file.price.items():
+        written = raw if isinstance(raw, list) else [raw]
+        if not written:
+            raise PriceError(path, _quoted("price", model_id), "expected a price in the list")
+        entries = (
+            _convert(path, _price_key(model_id, number, len(written)), entry, _PriceEntry)
+            for number, entry in enumerate(written)
+        )
+        prices[model_id] = tuple(
+            msgspec.structs.replace(
+                entry, source=entry.source or file.source, checked=entry.checked or file.checked
+            )
+            for entry in entries
+        )
+    return prices
+
+
 def _put(
-    table: dict[str, tuple[Path, Entry]],
-    path: Path,
-    name: str,
-    raw: Mapping[str, object],
-    shape: type[Entry],
-    *,
-    replace: bool,
+    table: dict[str, tuple[Path, Read]], path: Path, name: str, entries: Mapping[str, Read], replace: bool
 ) -> None:
-    for key, entry in raw.items():
+    for key, entry in entries.items():
         if key in table and not replace:
             raise PriceError(path, _quoted(name, key), f"it stands in {table[key][0]} already")
-        table[key] = (path, _convert(path, _quoted(name, key), entry, shape))
+        table[key] = (path, entry)
+
+
+def _price_key(model_id: str, number: int, count: int) -> str:
+    return _quoted("price", model_id) + (f"[{number}]" if count > 1 else "")
 
 
 def _quoted(table: str, key: str) -> str:
@@ -247,28 +269,21 @@ def _model(tables: _Tables, model_id: str) -> Model:
         raise PriceError(path, key, f"expected an id of the form vendor/name, with a vendor out of: {known}")
     if model_id not in tables.prices:
         raise PriceError(path, key, f'expected a [price."{model_id}"]: no price, no service')
-    price_path, price = tables.prices[model_id]
-    price_key = _quoted("price", model_id)
-    if not price.source or price.checked is None:
-        raise PriceError(price_path, price_key, "expected source and checked, here or at the top of the file")
     said: dict[str, Any] = {"dialect": tables.vendors[vendor][1].dialect, **OPTIONAL}
     said |= _family(tables, path, key, entry.family) | _behaviour(entry)
     for name in _Behaviour.__struct_fields__:
         if name not in said:
             raise PriceError(path, f"{key}.{name}", "expected a value, here or in its family")
-    tiers = _tiers(price_path, price_key, price)
+    prices = _listings(model_id, *tables.prices[model_id])
     try:
         return Model(
             id=model_id,
             vendor=vendor,
             name=entry.name,
             wire_name=entry.wire_name or local,
-            tiers=tiers,
+            prices=prices,
             wire_names=tuple(sorted(entry.wire_names)),
             aliases=tuple(sorted(entry.aliases)),
-            source=price.source,
-            checked=price.checked.isoformat(),
-            until=price.until.isoformat() if price.until else None,
             created=(entry.released - EPOCH).days * 86_400,
             **said,
         )
@@ -288,6 +303,28 @@ def _family(tables: _Tables, path: Path, key: str, family: str | None) -> dict[s
 def _behaviour(entry: _Behaviour) -> dict[str, Any]:
     values = ((name, getattr(entry, name)) for name in _Behaviour.__struct_fields__)
     return {name: value for name, value in values if value is not UNSET}
+
+
+def _listings(model_id: str, path: Path, prices: tuple[_PriceEntry, ...]) -> tuple[Listing, ...]:
+    """A model's prices in the order of their days."""
+    by_day: dict[date, Listing] = {}
+    for number, price in enumerate(prices):
+        key = _price_key(model_id, number, len(prices))
+        day = price.valid_from or date.min
+        if day in by_day:
+            raise PriceError(path, key, "expected a `from` of its own: another price begins on the same day")
+        by_day[day] = _listing(path, key, price)
+    return tuple(by_day[day] for day in sorted(by_day))
+
+
+def _listing(path: Path, key: str, price: _PriceEntry) -> Listing:
+    if not price.source or price.checked is None:
+        raise PriceError(path, key, "expected source and checked, here or at the top of the file")
+    tiers = _tiers(path, key, price)
+    try:
+        return Listing(tiers, price.source, price.checked, price.valid_from, price.until)
+    except ValueError as error:
+        raise PriceError(path, key, str(error)) from None
 
 
 def _tiers(path: Path, key: str, price: _PriceEntry) -> tuple[Tier, ...]:

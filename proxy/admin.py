@@ -127,7 +127,7 @@ class Admin:
         shape, method = OPERATIONS[operation]
         try:
             asked: Any = msgspec.json.decode(arguments or b"{}", type=shape)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Rejected(Kind.BAD_REQUEST, f"{operation}: {error}") from None
         try:
             return await method(self, asked)
@@ -198,10 +198,10 @@ class Admin:
                 raise ValueError(f"{name}: expected 1 to 1000000000")
         if asked.markup_ppm is not None and not 0 <= asked.markup_ppm <= 10**9:
             raise ValueError("markup_ppm: expected 0 to 1000000000")
-        if len(asked.models) > PATTERNS_MAX or len(asked.name) > NAME_MAX:
-            raise ValueError(
-                f"expected at most {PATTERNS_MAX} model patterns and {NAME_MAX} characters of name"
-            )
+        if len(asked.name) > NAME_MAX:
+            raise ValueError(f"name: expected at most {NAME_MAX} characters")
+        if len(asked.models) > PATTERNS_MAX or not all(0 < len(one) <= NAME_MAX for one in asked.models):
+            raise ValueError(f"models: expected at most {PATTERNS_MAX} patterns such as openai/*")
         expires_ms = _when(asked.expires)
         if expires_ms is not None and expires_ms <= self.books.clock():
             raise ValueError("expires: expected a time in the future")

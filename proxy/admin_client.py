@@ -79,7 +79,7 @@ class AdminClient:
             decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
             if answer.status >= 400:
                 raise Rejected(Kind.BAD_REQUEST, str(decoded["error"]["message"]), status=answer.status)
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
             raise Unreachable(
                 f"what answers at {self.address.admin_url} is no gateway's admin listener"
             ) from None

@@ -271,7 +271,7 @@ def _gateway(
 ) -> tuple[Gateway, Pool]:
     catalog = load_catalog(DATA, tuple(Path(file) for file in config.pricing.files))
     books.keep_catalog(opened.state, catalog)
-    router, pool, spoken = Router(catalog, config), Pool(), dialects(config)
+    router, pool, spoken = Router(catalog, config, today), Pool(), dialects(config)
     limits = config.limits
     ceilings = Ceilings(limits.requests_max, limits.muted_max, limits.muted_per_key_max)
     gateway = Gateway(

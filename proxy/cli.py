@@ -18,7 +18,7 @@ from rich.table import Table
 
 from accounting.hold import Overloaded
 from accounting.journal import BooksFailed
-from pricing.catalog import Catalog
+from pricing.catalog import Catalog, notices
 from pricing.load import PriceError, check, load_catalog
 from pricing.money import PPM
 from proxy import app, doctor
@@ -402,7 +402,7 @@ def _catalog(config: Config) -> Catalog:
 @with_json
 def models(config: Config, as_json: bool) -> None:
     """List the models that these settings serve, with their prices."""
-    data = [shown_model(one.model, one.price) for one in Router(_catalog(config), config).models()]
+    data = [shown_model(one.model, one.price) for one in Router(_catalog(config), config, app.today).models()]
     if not data:
         click.echo(
             "No provider is set up: name one in farebox.toml, or set OPENAI_API_KEY and the like.", err=True
@@ -428,8 +428,9 @@ def prices() -> None:
 @with_json
 def prices_list(config: Config, as_json: bool) -> None:
     """List every model that has a price, served or not, at list price."""
-    catalog = _catalog(config)
-    data = [shown_model(one, catalog.price(one, PPM)) for one in catalog.models.values()]
+    catalog, day = _catalog(config), app.today()
+    priced = (one for one in catalog.models.values() if one.tiers_on(day))
+    data = [shown_model(one, catalog.price(one, PPM, day)) for one in priced]
     columns = ("id", "context_window", "max_output_tokens", "input_cost_per_1m", "cache_read_cost_per_1m",
                "output_cost_per_1m")  # fmt: skip
     _show({"object": "list", "price_version": catalog.version, "data": data}, as_json, columns=columns)
@@ -439,18 +440,15 @@ def prices_list(config: Config, as_json: bool) -> None:
 @with_config
 @with_json
 def prices_check(config: Config, as_json: bool) -> None:
-    """Read all price files and name what looks wrong; exit status 1 if anything does."""
+    """Read all price files and name what looks wrong (exit status 1), and what time brings (0)."""
     catalog = _catalog(config)
-    problems = check(catalog, app.today())
+    problems, soon = check(catalog, app.today()), notices(catalog, app.today())
     if as_json:
-        click.echo(
-            msgspec.json.encode({"ok": not problems, "price_version": catalog.version, "problems": problems})
-        )
+        found = {"ok": not problems, "price_version": catalog.version, "problems": problems, "notices": soon}
+        click.echo(msgspec.json.encode(found))
     else:
-        click.echo(
-            "\n".join(problems)
-            or f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong."
-        )
+        nothing = f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong."
+        click.echo("\n".join((*(problems or (nothing,)), *soon)))
     sys.exit(1 if problems else 0)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
-from proxy.admin_client import AdminClient, Answer
+from proxy.admin_client import AdminClient, Answer, Unreachable
 
 WALLET: Final = "doctor"
 EMPTY_WALLET: Final = "doctor (empty)"
@@ -95,7 +95,7 @@ def _refusal(step: str, status: int, code: str, answer: Answer) -> Step:
     try:
         said = msgspec.json.decode(answer.body)["error"]
         text, right = f"{said['code']}: {said['message']}", said["code"] == code
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
         text, right = answer.body[:200].decode("utf-8", "replace"), False
     return Step(step, f"{status} {code}", answer.status, text, right and answer.status == status)
 
@@ -121,7 +121,11 @@ def _paid(admin: AdminClient, base_url: str, answer: Answer, model: str, key: st
 def _cheapest(admin: AdminClient, base_url: str) -> str:
     """The served OpenAI-dialect model with the cheapest output."""
     answer = admin.send("GET", f"{base_url}/api/models", {})
-    served = [one for one in msgspec.json.decode(answer.body)["data"] if one["dialect"] == "openai_chat"]
+    try:
+        listed = msgspec.json.decode(answer.body)["data"]
+        served = [one for one in listed if one["dialect"] == "openai_chat"]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise Unreachable(f"what answers at {base_url} is no gateway of ours") from None
     if not served:
         return "no-model-is-served"
     cheapest: dict[str, Any] = min(served, key=lambda one: one.get("output_cost_per_1m", float("inf")))

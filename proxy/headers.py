@@ -16,6 +16,9 @@ STREAM: Final = {
 }
 """What keeps the proxies in between from holding a stream back."""
 
+ARRAY: Final = "application/json; charset=utf-8"
+"""What a Gemini stream without `alt=sse` is: one JSON array."""
+
 
 def standing(limits: dict[str, Standing], dialect: DialectName, now_ms: int) -> dict[str, str]:
     """The gateway's own limits, in the caller's dialect."""
@@ -39,6 +42,8 @@ def held(hold: Hold, offer: Offer, ask: Ask) -> dict[str, str]:
     }
     if ask.stream:
         headers["x-credits-held-micro"] = str(micro_up(hold.held))
+    if ask.gemini_array:
+        headers["content-type"] = ARRAY  # should a heartbeat come first, it announces what it begins
     if offer.output_assumed:
         headers["x-credits-max-output-tokens"] = str(offer.bounds.output)
     return headers
@@ -50,7 +55,7 @@ def answer(answer: Answer, ask: Ask) -> dict[str, str]:
     if ask.stream:
         headers.update(STREAM)
         if ask.gemini_array:
-            headers["content-type"] = "application/json; charset=utf-8"
+            headers["content-type"] = ARRAY
     return headers
 
 

@@ -1,10 +1,12 @@
 """From the model that a caller names to the offers that can answer: who serves it, at what price and bound.
 
-Pure: the catalogue and the configuration in, offers or a refusal out. A hold is the dearest offer's ceiling,
-so the bounds made here keep a wallet from being overspent: they must contain whatever the provider can bill.
+Pure: the catalogue, the configuration and the day in, offers or a refusal out. A hold is the dearest offer's
+ceiling, so the bounds made here keep a wallet from being overspent: they must contain whatever the provider can
+bill. A request has one day: its price is pinned in its offers, however long the answer takes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -59,17 +61,21 @@ class Served:
 
 @define(eq=False)
 class Router:
-    """Which provider serves which model, in the operator's order."""
+    """Which provider serves which model, in the operator's order.
+
+    Attributes:
+        today: the day whose prices hold; read once for each question.
+    """
 
     catalog: Catalog
     config: Config
+    today: Callable[[], date]
     _served: Mapping[str, tuple[Provider, ...]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        priced = (model for model in self.catalog.models.values() if _has_price(model))
         served = {
             model.id: tuple(provider for provider in self.config.provider if _serves(provider, model))
-            for model in priced
+            for model in self.catalog.models.values()
         }
         self._served = {model: providers for model, providers in served.items() if providers}
 
@@ -85,7 +91,8 @@ class Router:
             Rejected: unknown, unpriced or unserved model (404), not allowed for this key (403), a model of
                 another dialect or an input that it does not take (400).
         """
-        found, providers = self._resolve(ask.model)
+        day = self.today()
+        found, providers = self._resolve(ask.model, day)
         model = found.model
         if not _allowed(caller, model):
             raise Rejected(Kind.NOT_ALLOWED, f"This key may not use the model {model.id!r}.", param="model")
@@ -97,9 +104,9 @@ class Router:
                 f"use {SPOKEN[model.dialect]} for this model.",
                 param="model",
             )
-        _check_input(model, ask.measures)
+        _check_input(model, ask.measures, day)
         return tuple(
-            self._offer(ask, caller, available, found, provider=provider, account=account)
+            self._offer(ask, caller, available, found, provider=provider, account=account, day=day)
             for provider in providers
             for account in provider.account or (Account(name="default"),)
         )
@@ -114,13 +121,14 @@ class Router:
 
     def models(self, caller: Caller | None = None) -> tuple[Served, ...]:
         """The models that can be used here, at this caller's prices; for nobody in particular without one."""
+        day = self.today()
         return tuple(
             Served(
                 model=model,
-                price=self.catalog.price(model, self._markup_ppm(caller, providers[0], model)),
+                price=self.catalog.price(model, self._markup_ppm(caller, providers[0], model), day),
                 providers=tuple(provider.name for provider in providers),
             )
-            for model, providers in ((self.catalog.models[id_], self._served[id_]) for id_ in self._served)
+            for model, providers in self._on_sale(day)
             if caller is None or _allowed(caller, model)
         )
 
@@ -130,7 +138,7 @@ class Router:
         Raises:
             Rejected: 404, with the nearest name.
         """
-        return self._resolve(name)[0].model
+        return self._resolve(name, self.today())[0].model
 
     def base_urls(self) -> Mapping[str, str]:
         """Where each provider is, by its name: its own URL, or its vendor's."""
@@ -143,7 +151,17 @@ class Router:
             }
         )
 
-    def _resolve(self, name: str) -> tuple[Found, tuple[Provider, ...]]:
+    def _on_sale(self, day: date) -> Iterator[tuple[Model, tuple[Provider, ...]]]:
+        """The models that have a provider and, on this day, a price."""
+        for id_, providers in self._served.items():
+            model = self.catalog.models[id_]
+            if _has_price(model, day):
+                yield model, providers
+
+    def _serving(self, model: Model, day: date) -> tuple[Provider, ...]:
+        return self._served.get(model.id, ()) if _has_price(model, day) else ()
+
+    def _resolve(self, name: str, day: date) -> tuple[Found, tuple[Provider, ...]]:
         """What a name means and who serves it; a provider's name before it reaches that provider alone.
 
         Where that prefix is the vendor's too, as in every canonical id, that provider only goes first.
@@ -154,32 +172,40 @@ class Router:
         )
         if named is not None:
             found = self.catalog.find(f"{_vendor(named)}/{rest}") or self.catalog.find(rest)
-            serving = self._served.get(found.model.id, ()) if found else ()
+            serving = self._serving(found.model, day) if found else ()
             if found is not None and named in serving:
                 others = [one for one in serving if one is not named] if prefix == found.model.vendor else []
                 return found, (named, *others)
         found = self.catalog.find(name)
-        if found is not None and found.model.id in self._served:
-            return found, self._served[found.model.id]
-        raise Rejected(Kind.UNKNOWN_MODEL, self._unknown(name, found), param="model")
+        if found is not None and (serving := self._serving(found.model, day)):
+            return found, serving
+        raise Rejected(Kind.UNKNOWN_MODEL, self._unknown(name, found, day), param="model")
 
-    def _unknown(self, name: str, found: Found | None) -> str:
+    def _unknown(self, name: str, found: Found | None, day: date) -> str:
         shown = name[:NAME_LENGTH_MAX]
         if found is not None:
             return (
                 f"The model {shown!r} is not served here: no provider is set up for it, or it has no price."
             )
-        near = get_close_matches(shown, self._names(), n=1, cutoff=0.6)
+        near = get_close_matches(shown, self._names(day), n=1, cutoff=0.6)
         hint = f" Did you mean {near[0]!r}?" if near else " GET /v1/models lists what there is."
         return f"There is no model {shown!r} here.{hint}"
 
-    def _names(self) -> Iterator[str]:
-        for id_ in self._served:
-            yield id_
-            yield id_.partition("/")[2]
+    def _names(self, day: date) -> Iterator[str]:
+        for model, _ in self._on_sale(day):
+            yield model.id
+            yield model.id.partition("/")[2]
 
     def _offer(
-        self, ask: Ask, caller: Caller, available: Pico, found: Found, *, provider: Provider, account: Account
+        self,
+        ask: Ask,
+        caller: Caller,
+        available: Pico,
+        found: Found,
+        *,
+        provider: Provider,
+        account: Account,
+        day: date,
     ) -> Offer:
         model = found.model
         offer = Offer(
@@ -189,7 +215,7 @@ class Router:
             dialect=DIALECTS[provider.kind],
             model=model,
             wire_name=_wire_name(provider, found),
-            price=self.catalog.price(model, self._markup_ppm(caller, provider, model)),
+            price=self.catalog.price(model, self._markup_ppm(caller, provider, model), day),
             bounds=Bounds(input=0, output=0),
             region=provider.region,
             choices=ask.measures.choices,
@@ -291,9 +317,9 @@ def _affordable(offer: Offer, available: Pico) -> int:
     return tokens // offer.choices
 
 
-def _check_input(model: Model, measures: Measures) -> None:
+def _check_input(model: Model, measures: Measures, day: date) -> None:
     """Refuse what the model has no price for: no price, no service."""
-    rates = [tier.rates for tier in model.tiers]
+    rates = [tier.rates for tier in model.tiers_on(day)]
     refused: list[tuple[bool, str]] = [
         (measures.images > 0 and model.image_tokens_max == 0, "take images"),
         (measures.audio_bytes > 0 and model.audio_tokens_per_second_max == 0, "take audio"),
@@ -305,8 +331,11 @@ def _check_input(model: Model, measures: Measures) -> None:
             raise Rejected(Kind.BAD_REQUEST, f"The model {model.id!r} does not {what} here.")
 
 
-def _has_price(model: Model) -> bool:
-    return all(tier.rates.input is not None and tier.rates.output is not None for tier in model.tiers)
+def _has_price(model: Model, day: date) -> bool:
+    tiers = model.tiers_on(day)
+    return bool(tiers) and all(
+        tier.rates.input is not None and tier.rates.output is not None for tier in tiers
+    )
 
 
 def _serves(provider: Provider, model: Model) -> bool:

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
+
+# no test is timed: these machines are shared; and what fails once fails again
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 60

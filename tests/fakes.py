@@ -5,6 +5,7 @@ wait, or an exception to raise. The reply remembers what a client would have see
 """
 
 import itertools
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from proxy.types import Secret
 from proxy.upstreams.answer import Upstreams
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+TODAY = date(2026, 11, 21)
 OPENAI, ANTHROPIC, GEMINI = Route("openai_chat"), Route("anthropic"), Route("gemini", model="sandbox-gemini")
 
 
@@ -283,7 +285,7 @@ class World:
             for kind in kinds
         )
         self.config = evolve(base, provider=providers)
-        self.router = Router(catalog(), self.config)
+        self.router = Router(catalog(), self.config, lambda: TODAY)
         self.log = []
         spoken = dialects(self.config)
         self.pool = Pool()

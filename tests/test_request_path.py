@@ -8,7 +8,7 @@ import trio
 from accounting.records import Attempt, Ending, Void
 from pricing.usage import Source
 from proxy.errors import Kind, UpstreamFailed
-from tests.fakes import ANTHROPIC, OPENAI, World, broken
+from tests.fakes import ANTHROPIC, OPENAI, TODAY, World, broken
 
 
 def event(**fields):
@@ -57,7 +57,7 @@ STREAM = (200, [ROLE, delta(), delta(), FINISH, usage(), DONE])
 
 def price_of(world, prompt=10, completion=5):
     model = world.router.find("sandbox-chat")
-    rates = model.tiers[0].rates
+    rates = model.tiers_on(TODAY)[0].rates
     return prompt * rates.input + completion * rates.output + (rates.requests or 0)
 
 

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Response, request
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from proxy.doors.connection import Log, places
@@ -157,6 +157,27 @@ class _Connection(TrioASGIHTTPConnection):
         await _send_whole(send, wording.status, headers, wording.body)
 
 
+class _Upgrade(TrioASGIWebsocketConnection):
+    """A websocket that is asked for: no route here speaks one yet, and Quart never sees it.
+
+    Quart's own refusal would ask our error handler for words about a request that it does not have.
+    """
+
+    app: "DoorApp"
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Refuse it."""
+        scope: Any = self.scope
+        door, asked = self.app.door, _request_of({**scope, "method": "GET"}, receive, self.app.door)
+        found = route(asked.method, asked.path, asked.query)
+        if not isinstance(found, Refusal):
+            failure = Rejected(Kind.UNKNOWN_ROUTE, "This route takes no websockets.")
+            found = Refusal(dialect_of(asked.path, asked.headers), failure)
+        wording = door.gateway.dialects[found.dialect].error(found.failure, asked.id)
+        headers = door.headers(asked, found.dialect) | dict(wording.headers)
+        await _send_whole(send, wording.status, headers, wording.body, upgrade=True)
+
+
 def _request_of(scope: Any, receive: Any, door: Door) -> DoorRequest:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -182,17 +203,21 @@ async def _preflight(door: Door, asked: DoorRequest, send: Any) -> None:
     await _send_whole(send, 204, door.headers(asked, "openai_chat") | PREFLIGHT | allowed)
 
 
-async def _send_whole(send: Any, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+async def _send_whole(
+    send: Any, status: int, headers: Mapping[str, str], body: bytes = b"", *, upgrade: bool = False
+) -> None:
+    kind = "websocket.http.response" if upgrade else "http.response"
     lines = checked(headers) | ({} if status == 204 else {"content-length": str(len(body))})
     encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in lines.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": f"{kind}.start", "status": status, "headers": encoded})
+    await send({"type": f"{kind}.body", "body": body, "more_body": False})
 
 
 class DoorApp(QuartTrio):
     """QuartTrio with our fork in front, and our errors behind."""
 
     asgi_http_class = _Connection
+    asgi_websocket_class = _Upgrade
     door: Door
 
     async def worded(self, error: Exception) -> Response | HTTPException:

@@ -85,15 +85,23 @@ async def serve_app(
     config = _hypercorn(settings, log)
     house = House(app, config, WorkerContext(None), {}, settings, limits, log, new_id)
     lifespan = Lifespan(ASGIWrapper(app), config, house.state)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lifespan.handle_lifespan)
-        await lifespan.wait_for_startup()
-        await _serve(house, _listeners(sockets, ssl_context), shutdown, task_status)
-        with suppress(
-            trio.BrokenResourceError, trio.ClosedResourceError
-        ):  # an app whose lifespan has returned needs no goodbye
-            await lifespan.wait_for_shutdown()
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lifespan.handle_lifespan)
+            with _lifespan_may_have_returned():
+                await lifespan.wait_for_startup()
+            await _serve(house, _listeners(sockets, ssl_context), shutdown, task_status)
+            with _lifespan_may_have_returned():
+                await lifespan.wait_for_shutdown()
+            nursery.cancel_scope.cancel()
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def _lifespan_may_have_returned() -> suppress:
+    """An app without a lifespan may return from it at once; what is told to it then finds a closed channel."""
+    return suppress(trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 async def _serve(

@@ -20,7 +20,15 @@ _KINDS: Final = {404: Kind.UNKNOWN_ROUTE, 405: Kind.WRONG_METHOD, 413: Kind.TOO_
 def build(
     admin: Admin, telemetry: Telemetry, token: Secret, resting: Callable[[], list[dict[str, Any]]]
 ) -> Blueprint:
-    """Make the blueprint; every route but health asks for `Authorization: Bearer` and the token."""
+    """Make the blueprint; all its routes ask for `Authorization: Bearer` and the token.
+
+    Args:
+        admin: the operations.
+        telemetry: gives the metrics, and takes our own faults.
+        token: the admin token; never empty.
+        resting: accounts at rest, as JSON objects with `provider`, `account`, `model`, `because`, `until` (ISO
+            wall clock) and `seconds_left`.
+    """
     blueprint = Blueprint("admin", __name__)
 
     @blueprint.before_request

@@ -144,7 +144,7 @@ async def _pricing_question() -> _PricingQuestion:
             asked.pop("models[]", None)
             asked["models"] = [name for text in listed for name in text.split(",") if name]
         return msgspec.convert(asked, type=_PricingQuestion, strict=False)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected(Kind.BAD_REQUEST, str(error)) from None
 
 

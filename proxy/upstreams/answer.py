@@ -194,6 +194,8 @@ class Attempts:
         traceback: TracebackType | None,
     ) -> None:
         if self._answer is not None:
+            if isinstance(exc, StreamBroken):  # it may quote an error in mid-stream, and that a credential
+                exc.message = scrub(exc.message, self._up.private(self._answer.offer))
             await self._answer.aclose()
 
     async def _may_begin(self, failed: UpstreamFailed | None) -> None:

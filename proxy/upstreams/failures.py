@@ -81,7 +81,7 @@ def judge(
         failover: how long to leave whom alone.
         hidden: what must not appear in any message: credentials, the operator's own URLs.
     """
-    because = _because(status, error)
+    because = scrub(_because(status, error), hidden)  # it goes into the log
     if status == 429 and not _is_account(error):
         seconds = min(
             _retry_after(headers, error) or failover.rest_limited_seconds, failover.rest_limited_seconds_max

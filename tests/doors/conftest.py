@@ -125,12 +125,18 @@ class Running:
         self.logged = []
         self.shutdown = trio.Event()
         self.ended = trio.Event()
+        self.clients = []
 
     def log(self, level, event, **fields):
         self.logged.append((level, event, fields))
 
-    async def connect(self):
-        return Client(await trio.open_tcp_stream(*self.address))
+    async def connect(self, ssl_context=None):
+        stream = await trio.open_tcp_stream(*self.address)
+        self.clients.append(Client(stream))
+        if ssl_context is not None:
+            stream = self.clients[-1].stream = trio.SSLStream(stream, ssl_context, https_compatible=True)
+            await stream.do_handshake()
+        return self.clients[-1]
 
     async def run(self, app, settings, limits, ssl_context, task_status):
         async def started(addresses):
@@ -159,11 +165,13 @@ class Running:
 @pytest.fixture
 async def serving():
     """Give a function that serves an app with changed settings; what it gives can be connected to."""
+    servers = []
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
 
             async def start(app=echo, limits=None, ssl_context=None, **settings):
                 running = Running()
+                servers.append(running)
 
                 async def run(task_status=trio.TASK_STATUS_IGNORED):
                     await running.run(
@@ -178,6 +186,9 @@ async def serving():
                 return running
 
             yield start
+            for server in servers:
+                for client in server.clients:
+                    await trio.aclose_forcefully(client.stream)
             nursery.cancel_scope.cancel()
 
 

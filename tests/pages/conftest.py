@@ -1,4 +1,4 @@
-"""The plain routes behind the real door and the admin listener, over a gateway on fakes, asked by Quart's test client."""
+"""The plain routes behind the real door, and the admin listener, over a gateway on fakes, by Quart's test client."""
 
 import itertools
 
@@ -98,7 +98,9 @@ class Desk:
         )
         self.telemetry = world.gateway.telemetry
         self.app = QuartTrio("desk", static_folder=None)
-        self.app.register_blueprint(admin.build(self.admin, self.telemetry, Secret(TOKEN), lambda: self.resting))
+        self.app.register_blueprint(
+            admin.build(self.admin, self.telemetry, Secret(TOKEN), lambda: self.resting)
+        )
 
     async def ask(self, method, path, content=None, token=f"Bearer {TOKEN}"):
         headers = {} if token is None else {"authorization": token}

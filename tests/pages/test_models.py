@@ -43,7 +43,9 @@ async def test_gemini_lists_say_which_models_its_routes_can_use(page, path):
     assert shown["models/sandbox/gemini"]["displayName"]
 
 
-@pytest.mark.parametrize("name", ["sandbox/chat", "sandbox-chat", "models/sandbox-chat", "sandbox/chat@tokens=5"])
+@pytest.mark.parametrize(
+    "name", ["sandbox/chat", "sandbox-chat", "models/sandbox-chat", "sandbox/chat@tokens=5"]
+)
 async def test_a_model_is_found_by_any_of_its_names(page, name):
     assert (await page.get(f"/v1/models/{name}")).json["id"] == "sandbox/chat"
     assert (await page.get(f"/v1/models/{name}", anthropic_version="x")).json["id"] == "sandbox/chat"
@@ -55,7 +57,9 @@ async def test_an_unknown_model_is_refused_in_the_callers_dialect(page):
     assert (openai.status, openai.json["error"]["code"]) == (404, "model_not_found")
     anthropic = await page.get("/v1/models/nothing", anthropic_version="2023-06-01")
     assert (anthropic.status, anthropic.json["error"]["type"]) == (404, "not_found_error")
-    assert anthropic.headers["request-id"] == anthropic.headers["x-request-id"] == anthropic.json["request_id"]
+    assert (
+        anthropic.headers["request-id"] == anthropic.headers["x-request-id"] == anthropic.json["request_id"]
+    )
     gemini = await page.get("/v1beta/models/nothing")
     assert (gemini.status, gemini.json["error"]["status"]) == (404, "NOT_FOUND")
 
@@ -86,7 +90,9 @@ async def test_a_key_in_the_query_counts_on_gemini_routes_alone(page):
     assert len((await page.get(f"/v1/models?key={mine}")).json["data"]) > 1
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/sandbox-chat", "/api/models", "/v1/credits/pricing", *GEMINI_LISTS])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/sandbox-chat", "/api/models", "/v1/credits/pricing", *GEMINI_LISTS]
+)
 async def test_a_bad_key_is_refused_even_where_none_is_needed(page, path):
     assert (await page.get(path, "nonsense")).status == 401
 
@@ -127,7 +133,8 @@ async def test_several_models_can_be_asked_for_in_each_way_of_writing_a_list(pag
 @pytest.mark.parametrize(
     ("content", "status"),
     [
-        (b"{", 400), (b"[]", 400), (b"\xff", 400), (b'{"models": 5}', 400), (b'{"models": [5]}', 400),
+        (b"{", 400), (b"[]", 400), (b"\xff", 400), (b'{"models": ["\xff"]}', 400), (b'{"models": 5}', 400),
+        (b'{"models": [5]}', 400),
         (b'{"input_tokens": -1}', 400), (b'{"input_tokens": 1e30}', 400), (b'{"output_tokens": 2147483649}', 400),
         (b'{"output_tokens": 1.5}', 400), (b'{"x": 1}', 400), (b'{"publishable_key": "fb_pk_1"}', 400),
         (b'{"models": ["none"]}', 404), (b'{"models": ["sandbox-chat", "none"]}', 404),
@@ -157,7 +164,9 @@ async def test_a_body_that_is_too_large_for_a_page_is_refused_in_words(page):
     assert (answer.status, answer.json["error"]["code"]) == (413, "request_too_large")
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("DELETE", "/v1/models", 405), ("GET", "/v1/nothing", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("DELETE", "/v1/models", 405), ("GET", "/v1/nothing", 404)]
+)
 async def test_what_is_not_a_route_is_refused_in_each_dialect_with_a_request_id(page, method, path, status):
     openai, anthropic = await page.ask(method, path), await page.ask(method, path, anthropic_version="x")
     assert (openai.status, anthropic.status) == (status, status)

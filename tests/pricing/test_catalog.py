@@ -1,14 +1,16 @@
 """A catalogue never changes, is known by its content, and finds a model under each of its names."""
 
-from datetime import date
+from datetime import date, timedelta
 from hashlib import sha256
 
 import attrs
 import msgspec
 import pytest
 from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pricing.catalog import Catalog, Model, Vendor, check
+from pricing.catalog import NOTICE_DAYS, Catalog, Listing, Model, Vendor, check, notices
 from pricing.price import Rates, Tier
 
 TODAY = date(2026, 11, 21)
@@ -25,7 +27,12 @@ def vendor(name="acme", **more):
     return Vendor(name=name, **{**facts, **more})
 
 
-def model(id_="acme/swift-1", rates=None, **more):
+def listing(input_=1_000_000, output=4_000_000, **more):
+    return Listing((Tier(0, Rates(input=input_, output=output)),), checked=date(2026, 11, 1), **more)
+
+
+def model(id_="acme/swift-1", rates=None, tiers=None, checked=date(2026, 11, 1), until=None, **more):
+    tiers = tiers or (Tier(0, rates or Rates(input=1_000_000, output=4_000_000)),)
     facts = {
         "vendor": id_.partition("/")[0],
         "name": "Swift 1",
@@ -41,9 +48,7 @@ def model(id_="acme/swift-1", rates=None, **more):
         "tools_tokens": 64,
         "dense_bytes_per_token": 2,
         "tokens_per_second_max": 300,
-        "tiers": (Tier(0, rates or Rates(input=1_000_000, output=4_000_000)),),
-        "source": "its page",
-        "checked": "2026-11-01",
+        "prices": (Listing(tiers, "its page", checked, until=until),),
     }
     return Model(id=id_, **{**facts, **more})
 
@@ -152,7 +157,8 @@ def test_the_order_of_entries_does_not_change_the_version():
         {"context_window": 1_001},
         {"aliases": ("other",)},
         {"reasoning": "off"},
-        {"until": "2026-12-31"},
+        {"until": date(2026, 12, 31)},
+        {"prices": (listing(), listing(valid_from=date(2999, 1, 1)))},
     ],
 )
 def test_any_fact_changes_the_version(change):
@@ -184,10 +190,74 @@ def test_models_come_in_the_order_of_their_ids():
 
 def test_a_price_carries_version_markup_and_the_vendors_habits():
     one = catalog(model(cache_writes="5m"))
-    price = one.price(one.models["acme/swift-1"], 1_250_000)
+    price = one.price(one.models["acme/swift-1"], 1_250_000, TODAY)
     assert (price.model, price.version, price.markup_ppm) == ("acme/swift-1", one.version, 1_250_000)
     assert price.cache_writes == "5m"
-    assert price.tiers == one.models["acme/swift-1"].tiers
+    assert price.tiers == one.models["acme/swift-1"].tiers_on(TODAY)
+
+
+# --- Prices with a day ---
+
+
+days = st.dates(date(2026, 1, 1), date(2028, 12, 31))
+
+
+@settings(max_examples=60)
+@given(begins=st.lists(days, min_size=1, max_size=4, unique=True).map(sorted), day=days, always=st.booleans())
+def test_the_price_of_a_day_is_the_last_one_that_has_begun(begins, day, always):
+    listings = [listing(number, valid_from=begin) for number, begin in enumerate(begins, 1)]
+    prices = ([listing(0)] if always else []) + listings
+    begun = [0] * always + [number for number, begin in enumerate(begins, 1) if begin <= day]
+    found = model(prices=tuple(prices)).tiers_on(day)
+    assert [tier.rates.input for tier in found] == begun[-1:]
+
+
+@settings(max_examples=60)
+@given(begins=days, day=days)
+def test_a_dated_price_changes_nothing_before_its_day(begins, day):
+    without = model(prices=(listing(1),))
+    told = model(prices=(listing(1), listing(2, valid_from=begins)))
+    for one in (without, told):
+        price = catalog(one).price(one, 1_000_000, min(day, begins - timedelta(days=1)))
+        assert price.tiers == without.prices[0].tiers
+    assert catalog(told).price(told, 1_000_000, begins).tiers == told.prices[1].tiers
+
+
+def test_a_price_that_was_taken_stays_what_it_was_whatever_the_day():
+    told = model(prices=(listing(1), listing(2, valid_from=date(2026, 12, 1))))
+    one = catalog(told)
+    before = one.price(told, 1_000_000, date(2026, 11, 30))
+    one.price(told, 1_000_000, date(2026, 12, 1))
+    assert before.tiers[0].rates.input == 1
+
+
+def test_the_version_covers_prices_that_are_not_in_force_yet():
+    versions = {
+        catalog(model(prices=prices)).version
+        for prices in (
+            (listing(1),),
+            (listing(1), listing(2, valid_from=date(2026, 12, 1))),
+            (listing(1), listing(2, valid_from=date(2026, 12, 2))),
+            (listing(1), listing(3, valid_from=date(2026, 12, 1))),
+            (listing(1, valid_from=date(2026, 12, 1)),),
+        )
+    }
+    assert len(versions) == 5
+
+
+def test_the_kept_content_tells_the_price_of_each_day():
+    told = model(prices=(listing(1), listing(2, valid_from=date(2026, 12, 1))))
+    prices = msgspec.json.decode(catalog(told).content)["models"]["acme/swift-1"]["prices"]
+    assert [one["valid_from"] for one in prices] == [None, "2026-12-01"]
+    assert [one["tiers"][0]["rates"]["input"] for one in prices] == [1, 2]
+
+
+def test_there_is_no_price_before_the_first_one_begins():
+    coming = model(prices=(listing(valid_from=date(2026, 12, 1)),))
+    assert coming.tiers_on(date(2026, 11, 30)) == ()
+    assert coming.listing_on(date(2026, 11, 30)) is None
+    with pytest.raises(ValueError, match="acme/swift-1 has no price on 2026-11-30"):
+        catalog(coming).price(coming, 1_000_000, date(2026, 11, 30))
 
 
 # --- What cannot be ---
@@ -219,7 +289,9 @@ def test_a_model_of_an_unknown_vendor_is_refused():
         ({"context_window": 0}, "context_window"),
         ({"dense_bytes_per_token": 0}, "dense_bytes_per_token"),
         ({"image_tokens_max": -1}, "image_tokens_max"),
-        ({"tiers": ()}, "tiers"),
+        ({"prices": ()}, "prices"),
+        ({"prices": (listing(), listing())}, "one after the other"),
+        ({"prices": (listing(valid_from=date(2026, 12, 1)), listing())}, "one after the other"),
         ({"name": ""}, "name"),
         ({"dialect": "openai"}, "dialect"),
         ({"output_field": "maxTokens"}, "output_field"),
@@ -255,7 +327,9 @@ def test_reasoning_is_hidden_where_it_may_happen(reasoning, switched_on, left_al
 
 
 def said(*models, reference=None, today=TODAY):
-    return check(catalog(*models), today, reference)
+    """Everything that there is to say, wrong or only soon."""
+    looked_at = catalog(*models)
+    return (*notices(looked_at, today), *check(looked_at, today, reference))
 
 
 def test_an_ordinary_price_raises_no_question():
@@ -293,24 +367,78 @@ def test_an_odd_price_is_named(rates, sentence):
     assert any(line.startswith("acme/swift-1: ") and sentence in line for line in findings), findings
 
 
+def test_what_is_odd_in_a_coming_price_is_named_with_its_day():
+    coming = model(prices=(listing(), listing(0, valid_from=date(2028, 1, 1))))
+    assert said(coming) == ("acme/swift-1: input is free from 2028-01-01",)
+    assert said(coming, today=date(2026, 12, 1)) == said(coming)
+
+
+def test_a_price_that_is_over_is_not_looked_at():
+    assert said(model(prices=(listing(0), listing(valid_from=date(2026, 11, 21))))) == ()
+
+
 def test_an_odd_tier_is_named_with_its_threshold():
     tiers = (Tier(0, Rates(input=1_000_000, output=4_000_000)), Tier(128, Rates(input=1_000_000, output=0)))
     assert said(model(tiers=tiers)) == ("acme/swift-1: output is free above 128 tokens",)
 
 
 def test_a_price_that_nobody_looked_at_for_half_a_year_is_named():
-    assert said(model(checked="2026-05-25")) == ()
-    assert said(model(checked="2026-05-24")) == (
+    assert said(model(checked=date(2026, 5, 25))) == ()
+    assert said(model(checked=date(2026, 5, 24))) == (
         "acme/swift-1: the price was last checked 181 days ago, on 2026-05-24",
     )
-    assert said(model(checked="")) == ("acme/swift-1: no date says when the price was checked",)
+    assert said(model(checked=None)) == ("acme/swift-1: no date says when the price was checked",)
 
 
-def test_a_price_that_ends_soon_or_has_ended_is_named():
-    assert said(model(until="2027-01-20")) == ()
-    assert said(model(until="2027-01-19")) == ("acme/swift-1: the price ends on 2027-01-19",)
-    assert said(model(until="2026-11-21")) == ("acme/swift-1: the price ends on 2026-11-21",)
-    assert said(model(until="2026-11-20")) == ("acme/swift-1: the price ended on 2026-11-20",)
+def test_the_end_of_a_promise_is_told_beforehand_and_afterwards():
+    assert said(model(until=date(2027, 1, 20))) == ()
+    assert said(model(until=date(2027, 1, 19))) == (
+        "acme/swift-1: the price is promised until 2027-01-19 only",
+    )
+    assert said(model(until=TODAY)) == ("acme/swift-1: the price is promised until 2026-11-21 only",)
+    assert said(model(until=date(2026, 11, 20))) == (
+        "acme/swift-1: the price was promised until 2026-11-20 only",
+    )
+
+
+def changing(day, **more):
+    return model(prices=(listing(**more), listing(2_000_000, 5_000_000, valid_from=day)))
+
+
+@pytest.mark.parametrize("days", [1, NOTICE_DAYS - 1])
+def test_a_change_is_told_beforehand_and_so_is_what_it_changes(days):
+    day = TODAY + timedelta(days=days)
+    changes = "input from 1.00 to 2.00 per million tokens, output from 4.00 to 5.00 per million tokens"
+    assert said(changing(day)) == (f"acme/swift-1: the price changes on {day}: {changes}",)
+
+
+def test_a_change_is_not_told_too_early_nor_when_it_has_happened():
+    assert said(changing(TODAY + timedelta(days=NOTICE_DAYS))) == ()
+    assert said(changing(TODAY)) == ()
+
+
+def test_a_change_of_other_rates_is_told_too():
+    day = TODAY + timedelta(days=1)
+    same = model(prices=(listing(), listing(valid_from=day)))
+    assert said(same) == (f"acme/swift-1: the price changes on {day}: neither input nor output",)
+
+
+def test_a_promise_that_another_price_follows_at_once_needs_no_warning_of_its_own():
+    until, soon = date(2026, 12, 1), date(2026, 12, 2)
+    assert [line for line in said(changing(soon, until=until)) if "promised" in line] == []
+    late = said(changing(soon + timedelta(days=1), until=until))
+    assert "acme/swift-1: the price is promised until 2026-12-01 only" in late
+
+
+def test_a_model_without_a_price_today_is_named():
+    coming = model(prices=(listing(valid_from=date(2027, 6, 1)),))
+    assert said(coming) == ("acme/swift-1: there is no price before 2027-06-01, so it is not served",)
+    assert said(coming, reference=catalog(model())) == said(coming)
+
+
+def test_a_promise_that_ends_before_it_begins_does_not_exist():
+    with pytest.raises(ValueError, match="lies before the first day, 2026-12-01"):
+        listing(valid_from=date(2026, 12, 1), until=date(2026, 11, 30))
 
 
 @pytest.mark.parametrize(("factor", "odd"), [(1, False), (10, False), (11, True), (0.1, False), (0.09, True)])

@@ -1,10 +1,12 @@
 """The catalogue's files: what ships is complete and plausible; what is wrong is named with file and key."""
 
-from datetime import date
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from pricing.catalog import notices
 from pricing.load import (
     EACH_NAMES,
     PER_MILLION_NAMES,
@@ -147,13 +149,13 @@ ASKED_FOR = [
 def test_every_model_that_people_were_promised_has_a_price(shipped, name):
     found = shipped.find(name)
     assert found is not None
-    rates = found.model.tiers[0].rates
+    rates = found.model.tiers_on(TODAY)[0].rates
     assert rates.input
     assert rates.output
 
 
 def test_nothing_that_ships_looks_like_a_mistake(shipped):
-    assert [line for line in check(shipped, TODAY) if "the price end" not in line] == []
+    assert check(shipped, TODAY) == ()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_nothing_that_ships_looks_like_a_mistake(shipped):
     ],
 )
 def test_a_shipped_price_is_the_vendors_per_million(shipped, name, per_million):
-    rates = shipped.find(name).model.tiers[0].rates
+    rates = shipped.find(name).model.tiers_on(TODAY)[0].rates
     for bucket, dollars in per_million.items():
         assert getattr(rates, bucket) * 10**6 == int(float(dollars) * 10**6) * (PICO // 10**6)
 
@@ -178,7 +180,7 @@ def test_a_shipped_price_is_the_vendors_per_million(shipped, name, per_million):
     ("name", "above"), [("gpt-5.4", 272_000), ("gemini-2.5-pro", 200_000), ("claude-haiku-5-5", 100_000)]
 )
 def test_a_long_context_costs_more_where_the_vendor_says_so(shipped, name, above):
-    first, long = shipped.find(name).model.tiers
+    first, long = shipped.find(name).model.tiers_on(TODAY)
     assert long.above == above
     assert long.rates.input > first.rates.input
 
@@ -195,8 +197,9 @@ def test_every_shipped_model_speaks_a_language_that_its_output_field_belongs_to(
 
 def test_every_shipped_price_has_a_source_and_a_day_on_which_it_was_seen(shipped):
     for model in shipped.models.values():
-        assert model.source, model.id
-        assert date(2026, 1, 1) <= date.fromisoformat(model.checked) <= TODAY, model.id
+        for listing in model.prices:
+            assert listing.source, model.id
+            assert date(2026, 1, 1) <= listing.checked <= TODAY, model.id
 
 
 def test_whether_hanging_up_ends_the_bill_is_known_from_somewhere(shipped):
@@ -215,14 +218,15 @@ def test_the_sandbox_speaks_every_dialect_and_takes_parameters(shipped):
 def test_a_vendor_that_writes_its_cache_unasked_has_a_price_for_it(shipped):
     for model in shipped.models.values():
         if model.cache_writes != "none":
-            assert all(tier.rates.cache_write_5m for tier in model.tiers), model.id
+            tiers = [tier for listing in model.prices for tier in listing.tiers]
+            assert all(tier.rates.cache_write_5m for tier in tiers), model.id
 
 
 def test_each_key_of_the_files_is_described():
     described = (DATA / "README.md").read_text()
     keys = {*PER_MILLION_NAMES, *EACH_NAMES, "above"}
     for shape in (_VendorEntry, _Behaviour, _ModelEntry, _PriceEntry, _File):
-        keys |= set(shape.__struct_fields__)
+        keys |= set(shape.__struct_encode_fields__)
     missing = {key for key in keys if f"`{key}" not in described and f"[{key}." not in described}
     assert missing == set()
 
@@ -240,7 +244,8 @@ def test_the_example_of_an_operators_own_file_works(data):
 def test_a_model_takes_from_its_family_what_it_does_not_say(data):
     model = data.load().models["acme/swift-1"]
     assert (model.context_window, model.tools_tokens, model.dialect) == (1000, 64, "openai_chat")
-    assert (model.wire_name, model.created, model.checked) == ("swift-1", 1_767_312_000, "2026-11-01")
+    assert (model.wire_name, model.created) == ("swift-1", 1_767_312_000)
+    assert model.prices[0].checked == date(2026, 11, 1)
 
 
 def test_what_a_model_says_itself_wins(data):
@@ -272,20 +277,24 @@ def test_what_neither_says_is_asked_for(data):
 
 def test_a_price_may_have_a_source_and_a_date_of_its_own(data):
     data.prices(PRICES + 'source = "a letter"\nchecked = 2026-11-02\nuntil = 2026-12-31\n')
-    model = data.load().models["acme/swift-1"]
-    assert (model.source, model.checked, model.until) == ("a letter", "2026-11-02", "2026-12-31")
+    (listing,) = data.load().models["acme/swift-1"].prices
+    assert (listing.source, listing.checked, listing.until) == (
+        "a letter",
+        date(2026, 11, 2),
+        date(2026, 12, 31),
+    )
 
 
 def test_a_decimal_per_million_is_picos_per_token_exactly(data):
     data.prices(PRICES.replace("3.00", "0.000001").replace("0.30", "0"))
-    rates = data.load().models["acme/swift-1"].tiers[0].rates
+    rates = data.load().models["acme/swift-1"].tiers_on(TODAY)[0].rates
     assert (rates.input, rates.cache_read, rates.output) == (1, 0, 15_000_000)
     assert rates.cache_write_5m is None
 
 
 def test_a_price_for_each_is_picos_for_one(data):
     data.prices(PRICES + 'each = { web_searches = "0.01", requests = "0.000000000001" }\n')
-    rates = data.load().models["acme/swift-1"].tiers[0].rates
+    rates = data.load().models["acme/swift-1"].tiers_on(TODAY)[0].rates
     assert (rates.web_searches, rates.requests) == (PICO // 100, 1)
 
 
@@ -296,13 +305,127 @@ def test_a_tier_keeps_what_each_costs_unless_it_says_otherwise(data):
         + 'each = { web_searches = "0.01", requests = "0.02" }\n'
         + f'tiers = [{{ {long}, each = {{ requests = "0.03" }} }}]\n'
     )
-    first, second = data.load().models["acme/swift-1"].tiers
+    first, second = data.load().models["acme/swift-1"].tiers_on(TODAY)
     assert (second.above, second.rates.input, second.rates.web_searches) == (
         500,
         6_000_000,
         first.rates.web_searches,
     )
     assert second.rates.requests == PICO * 3 // 100
+
+
+# --- Prices with a day ---
+
+
+FIRST = """
+[[price."acme/swift-1"]]
+per_million = { input = "3.00", output = "15.00" }
+"""
+SECOND = """
+[[price."acme/swift-1"]]
+from = 2026-12-01
+per_million = { input = "6.00", output = "30.00" }
+source = "a letter"
+checked = 2026-11-02
+"""
+HEAD = PRICES[: PRICES.index("[price")]
+
+
+def test_a_price_may_change_on_a_day(data):
+    data.prices(HEAD + FIRST + SECOND)
+    model = data.load().models["acme/swift-1"]
+    assert model.tiers_on(date(2026, 11, 30))[0].rates.input == 3_000_000
+    assert model.tiers_on(date(2026, 12, 1))[0].rates.input == 6_000_000
+    assert [(one.source, one.checked) for one in model.prices] == [
+        ("its page", date(2026, 11, 1)),
+        ("a letter", date(2026, 11, 2)),
+    ]
+
+
+def test_the_order_of_dated_prices_does_not_change_the_version(data):
+    data.prices(HEAD + FIRST + SECOND)
+    before = data.load().version
+    data.prices(HEAD + SECOND + FIRST)
+    assert data.load().version == before
+
+
+def test_one_price_in_a_list_is_the_same_as_without(data):
+    data.prices(HEAD + FIRST)
+    before = data.load().version
+    data.prices(HEAD + FIRST.replace("[[", "[").replace("]]", "]"))
+    assert data.load().version == before
+
+
+def test_a_dated_price_changes_the_version_before_its_day(data):
+    data.prices(HEAD + FIRST)
+    before = data.load().version
+    data.prices(HEAD + FIRST + SECOND)
+    assert data.load().version != before
+
+
+def test_a_price_that_begins_later_is_none_until_then(data):
+    data.prices(HEAD + SECOND)
+    model = data.load().models["acme/swift-1"]
+    assert model.tiers_on(date(2026, 11, 30)) == ()
+    assert model.tiers_on(date(2026, 12, 1))
+
+
+def test_an_operators_price_replaces_all_of_ours_whatever_their_days(data):
+    data.prices(HEAD + FIRST + SECOND)
+    ours = data.another(HEAD + FIRST.replace("3.00", "4.00"))
+    (listing,) = data.load(ours).models["acme/swift-1"].prices
+    assert listing.tiers[0].rates.input == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "expected"),
+    [
+        (FIRST + FIRST, "[1]", "another price begins on the same day"),
+        (SECOND + SECOND, "[1]", "another price begins on the same day"),
+        (FIRST + SECOND.replace("2026-12-01", '"soon"'), "[1].from", "a date such as 2026-12-01"),
+        (FIRST + SECOND.replace("2026-12-01", "2026-12-01T00:00:00Z"), "[1].from", "expected `date`"),
+        (FIRST + SECOND.replace("from", "form"), "[1]", "unknown field `form` (expected one of: per_million"),
+        (FIRST + SECOND.replace('"6.00"', "6.00"), "[1].per_million.input", "a decimal in quotes"),
+        (FIRST + SECOND + "until = 2026-11-30\n", "[1]", "lies before the first day"),
+        ('\n[price]\n"acme/swift-1" = []\n', "", "expected a price in the list"),
+        ('\n[price]\n"acme/swift-1" = [1]\n', "", "a table"),
+    ],
+)
+def test_a_wrong_dated_price_is_named_with_file_and_key(data, written, key, expected):
+    data.prices(HEAD + written)
+    error = refused(data)
+    assert (error.file.name, error.key) == ("acme.toml", f'price."acme/swift-1"{key}')
+    assert expected in error.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "day", "input_", "cache_read", "output"),
+    [
+        ("gemini-4-argon", date(2026, 12, 1), 4, "0.2", 20),
+        ("gemini-4-carbon", date(2026, 12, 1), 4, "0.2", 20),
+        ("gemini-3.8-flash", date(2027, 1, 1), "1.5", "0.15", "7.5"),
+        ("gemini-3.7-flash", date(2027, 1, 1), "1.5", "0.15", "7.5"),
+        ("gemini-3.6-flash", date(2027, 1, 1), "1.5", "0.15", "7.5"),
+    ],
+)
+def test_an_introductory_price_doubles_on_its_day(shipped, name, day, input_, cache_read, output):
+    model = shipped.find(name).model
+    after = model.tiers_on(day)[0].rates
+    for bucket, dollars in (("input", input_), ("cache_read", cache_read), ("output", output)):
+        assert getattr(after, bucket) * 10**6 == Decimal(dollars) * PICO
+        assert getattr(after, bucket) == 2 * getattr(model.tiers_on(day - timedelta(days=1))[0].rates, bucket)
+
+
+def test_what_is_known_to_change_soon_is_told(shipped):
+    told = [line for line in notices(shipped, TODAY) if "the price changes on" in line]
+    assert {line.partition(":")[0] for line in told} == {
+        "google/gemini-4-argon",
+        "google/gemini-4-carbon",
+        "google/gemini-3.8-flash",
+        "google/gemini-3.7-flash",
+        "google/gemini-3.6-flash",
+    }
+    assert "openai/gpt-5.6-sol: the price is promised until 2026-11-21 only" in notices(shipped, TODAY)
 
 
 # --- The version ---
@@ -336,14 +459,14 @@ def test_a_price_changes_the_version(data):
 
 def test_an_operators_price_replaces_ours_whole(data):
     ours = data.another(PRICES.replace("3.00", "4.00").replace('cache_read = "0.30", ', ""))
-    rates = data.load(ours).models["acme/swift-1"].tiers[0].rates
+    rates = data.load(ours).models["acme/swift-1"].tiers_on(TODAY)[0].rates
     assert (rates.input, rates.cache_read) == (4_000_000, None)
 
 
 def test_the_last_of_the_operators_files_wins(data):
     one = data.another(PRICES.replace("3.00", "4.00"), "one.toml")
     two = data.another(PRICES.replace("3.00", "5.00"), "two.toml")
-    assert data.load(one, two).models["acme/swift-1"].tiers[0].rates.input == 5_000_000
+    assert data.load(one, two).models["acme/swift-1"].tiers_on(TODAY)[0].rates.input == 5_000_000
 
 
 def test_a_model_without_a_price_is_refused(data):

@@ -1,5 +1,6 @@
 """Credit for one request: what is set aside, and what a 402 tells."""
 
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from attrs import define, evolve, field
 from accounting.hold import Books
 from accounting.ledger import Ledger
 from accounting.records import Grant, GrantKind, Key, Spender, Wallet
-from pricing.catalog import Catalog, Model, Vendor
+from pricing.catalog import Catalog, Listing, Model, Vendor
 from pricing.price import Rates, Tier
 from proxy import credit
 from proxy.config import Config, Pricing, Provider
@@ -32,7 +33,7 @@ MODEL = Model(
     tools_tokens=0,
     dense_bytes_per_token=1,
     tokens_per_second_max=1,
-    tiers=(Tier(0, Rates(input=1_000_000, output=2_000_000)),),
+    prices=(Listing((Tier(0, Rates(input=1_000_000, output=2_000_000)),)),),
 )
 VENDOR = Vendor("openai", "openai_chat", "openai", "https://o.example", "yes", "")
 CALLER = Caller(Spender("w", "k"))
@@ -64,7 +65,7 @@ def house(micro=100, url="https://pay.example"):
     config = Config(provider=(Provider("openai", "openai"),), pricing=Pricing(top_up_url=url))
     return SimpleNamespace(
         books=Books(ledger, FakeWriter(), lambda: 0, lambda: 0.0, lambda prefix: prefix),
-        router=Router(Catalog.of((VENDOR,), (MODEL,)), config),
+        router=Router(Catalog.of((VENDOR,), (MODEL,)), config, lambda: date(2026, 11, 21)),
         config=config,
     )
 

@@ -5,7 +5,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.catalog import Model
+from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from proxy.pool import Pool, Rest
 from proxy.types import Offer
@@ -27,7 +27,7 @@ MODEL = Model(
     tools_tokens=0,
     dense_bytes_per_token=1,
     tokens_per_second_max=1,
-    tiers=TIERS,
+    prices=(Listing(TIERS),),
 )
 A = Offer(
     provider="p",

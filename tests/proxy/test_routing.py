@@ -1,13 +1,15 @@
 """From a model's name to offers: who serves it, for how much, within what bounds, or why not."""
 
+from datetime import date, timedelta
+
 import msgspec
 import pytest
-from attrs import evolve
+from attrs import define, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting.records import Spender
-from pricing.catalog import Catalog, Model, Vendor
+from pricing.catalog import Catalog, Listing, Model, Vendor
 from pricing.price import Bounds, Rates, Tier
 from pricing.usage import Usage
 from proxy.config import Account, Config, Markup, Pricing, Provider
@@ -28,6 +30,10 @@ def vendor(name, kind, dialect, rank, stops="yes"):
     )
 
 
+def priced(input_=None, output=None, valid_from=None):
+    return Listing((Tier(0, Rates(input=input_, output=output)),), valid_from=valid_from)
+
+
 def model(id_, dialect="openai_chat", **more):
     vendor_name, _, name = id_.partition("/")
     facts = {
@@ -41,11 +47,12 @@ def model(id_, dialect="openai_chat", **more):
         "tools_tokens": 50,
         "dense_bytes_per_token": 2,
         "tokens_per_second_max": 100,
-        "tiers": (Tier(0, Rates(input=3, output=15)),),
+        "prices": (priced(3, 15),),
     }
     return Model(id=id_, vendor=vendor_name, name=name, wire_name=name, dialect=dialect, **{**facts, **more})
 
 
+TODAY, CHANGE = date(2026, 11, 21), date(2026, 12, 1)
 VENDORS = (
     vendor("openai", "openai", "openai_chat", 1),
     vendor("anthropic", "anthropic", "anthropic", 2),
@@ -56,7 +63,9 @@ MODELS = (
     model("openai/gpt", aliases=("gpt-latest",)),
     model("openai/thinker", reasoning="on"),
     model("openai/sees", image_tokens_max=1000, audio_tokens_per_second_max=30),
-    model("openai/unpriced", tiers=(Tier(0, Rates(input=3)),)),
+    model("openai/unpriced", prices=(priced(3),)),
+    model("openai/coming", prices=(priced(3, 15, CHANGE),)),
+    model("openai/rising", prices=(priced(3, 15), priced(30, 150, CHANGE))),
     model("anthropic/claude", "anthropic"),
     model("google/gemini", "gemini"),
     model("sandbox/chat", parameters=True),
@@ -77,7 +86,7 @@ LOTS = 10**15
 
 
 def router(*providers, **more):
-    return Router(CATALOG, Config(provider=providers or PROVIDERS, **more))
+    return Router(CATALOG, Config(provider=providers or PROVIDERS, **more), lambda: TODAY)
 
 
 def ask(name="gpt", dialect="openai_chat", **measures):
@@ -139,6 +148,7 @@ def test_a_provider_serves_the_patterns_that_it_names_or_all_of_its_vendors():
         "openai/gpt",
         "openai/thinker",
         "openai/sees",
+        "openai/rising",
         "sandbox/chat",
     }
     bound = evolve(everything, vendor="sandbox")
@@ -156,7 +166,7 @@ def test_an_unknown_name_is_a_404_with_the_nearest_one():
 def test_a_model_without_a_price_or_a_provider_is_a_404_that_says_so():
     assert "no price" in refused("unpriced").message
     assert "no provider" in refused("claude", dialect="anthropic", to=router(OPENAI)).message
-    assert refused("openai/gpt", to=Router(CATALOG, Config())).status == 404
+    assert refused("openai/gpt", to=Router(CATALOG, Config(), lambda: TODAY)).status == 404
 
 
 def test_a_key_may_use_only_the_models_of_its_patterns():
@@ -246,6 +256,66 @@ def test_the_hold_is_the_dearest_offers():
     assert router().ceiling(several) > several[0].price.ceiling(several[0].bounds)
 
 
+@define
+class Calendar:
+    """Tells a day and counts how often it was asked."""
+
+    day: date
+    asked: int = 0
+
+    def __call__(self):
+        self.asked += 1
+        return self.day
+
+
+def on(calendar):
+    return Router(CATALOG, Config(provider=PROVIDERS), calendar)
+
+
+def test_a_price_changes_with_its_day_and_not_before():
+    eve, day = (on(Calendar(one)) for one in (CHANGE - timedelta(days=1), CHANGE))
+    assert {offer.price.tiers[0].rates.input for offer in offers("rising", to=eve)} == {3}
+    assert {offer.price.tiers[0].rates.input for offer in offers("rising", to=day)} == {30}
+    assert day.ceiling(offers("rising", to=day, output=9)) == 10 * eve.ceiling(
+        offers("rising", to=eve, output=9)
+    )
+    listed = {served.model.id: served.price for served in eve.models()}
+    assert listed["openai/rising"].tiers[0].rates.input == 3
+    assert offers("gpt", to=eve) == offers("gpt", to=day)
+
+
+def test_a_day_that_begins_later_does_not_change_what_was_offered():
+    calendar = Calendar(CHANGE - timedelta(days=1))
+    several = offers("rising", to=on(calendar), output=10)
+    held = on(calendar).ceiling(several)
+    calendar.day = CHANGE
+    assert on(calendar).ceiling(several) == held
+    assert {offer.price.tiers[0].rates.input for offer in several} == {3}
+
+
+def test_a_model_is_served_from_the_day_on_which_its_price_begins():
+    eve, day = (on(Calendar(one)) for one in (CHANGE - timedelta(days=1), CHANGE))
+    assert "no price" in refused("coming", to=eve).message
+    assert refused("openai/coming", to=eve).status == 404
+    assert "openai/coming" not in {served.model.id for served in eve.models()}
+    assert "openai/coming" not in refused("openai/comin", to=eve).message
+    assert offers("coming", to=day)
+    assert "openai/coming" in {served.model.id for served in day.models()}
+    assert day.find("coming").id == "openai/coming"
+
+
+def test_the_day_is_read_once_for_each_question():
+    calendar = Calendar(TODAY)
+    to = on(calendar)
+    assert calendar.asked == 0
+    assert len(offers("rising", to=to)) > 1
+    assert calendar.asked == 1
+    to.models()
+    assert calendar.asked == 2
+    refused("nothing-like-it", to=to)
+    assert calendar.asked == 3
+
+
 # -- within what bounds ----------------------------------------------------------------------------
 
 
@@ -292,8 +362,8 @@ def test_without_a_bound_several_choices_share_the_quarter():
 
 
 def test_a_free_model_is_bounded_by_itself():
-    free = Catalog.of(VENDORS, (model("openai/free", tiers=(Tier(0, Rates(input=0, output=0)),)),))
-    to = Router(free, Config(provider=(OPENAI,)))
+    free = Catalog.of(VENDORS, (model("openai/free", prices=(priced(0, 0),)),))
+    to = Router(free, Config(provider=(OPENAI,)), lambda: TODAY)
     assert offers("free", to=to, available=0)[0].output_limit is None
     assert to.affordable_output(offers("free", to=to), 0) == 8_000
 

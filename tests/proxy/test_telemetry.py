@@ -1,7 +1,9 @@
 """Telemetry: only what is on the allow-list can be logged, and the metrics are text that Prometheus reads."""
 
+import ast
 import io
 import json
+import pathlib
 import re
 
 import pytest
@@ -11,6 +13,8 @@ from pricing.usage import Source, Usage
 from proxy.errors import Kind, Rejected
 from proxy.telemetry import LOGGED, Telemetry
 from proxy.types import Path
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Request:
@@ -195,3 +199,18 @@ def test_trouble_and_faults_inside_are_logged_and_counted():
     assert second["traceback"] == "ZeroDivisionError"
     assert 'farebox_trouble_total{event="store_failed"} 1' in one.metrics.text()
     assert 'farebox_trouble_total{event="admin_failed"} 1' in one.metrics.text()
+
+
+def test_every_field_that_the_source_logs_is_on_the_list():
+    found = 0
+    for path in (ROOT / "proxy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "func", None)
+            if isinstance(node, ast.Call) and getattr(name, "attr", getattr(name, "id", "")) in {
+                "log",
+                "_log",
+            }:
+                fields = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+                assert fields <= LOGGED, f"{path}:{node.lineno}"
+                found += bool(fields)
+    assert found > 5

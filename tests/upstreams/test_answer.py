@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 from accounting.hold import Books, Overloaded
 from accounting.ledger import Ledger
 from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
-from pricing.catalog import Model
+from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from pricing.usage import Meter, Reported, Usage
 from proxy.config import Account, Config, Deadlines, Failover, Provider
@@ -37,7 +37,7 @@ MODEL = Model(
     tools_tokens=0,
     dense_bytes_per_token=2,
     tokens_per_second_max=100,
-    tiers=TIERS,
+    prices=(Listing(TIERS),),
 )
 OFFER = Offer(
     provider="p",

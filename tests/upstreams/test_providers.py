@@ -5,7 +5,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.catalog import Model
+from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from proxy.errors import Rejected
 from proxy.types import Ask, Measures, Offer, Secret
@@ -28,7 +28,7 @@ MODEL = Model(
     tools_tokens=0,
     dense_bytes_per_token=1,
     tokens_per_second_max=1,
-    tiers=TIERS,
+    prices=(Listing(TIERS),),
 )
 OFFER = Offer(
     provider="p",

@@ -38,7 +38,7 @@ _CHOICES: Final = (b'"choices":[', b'"choices": [')
 _FINISHED: Final = (b'"finish_reason":"', b'"finish_reason": "')
 
 # What stands around the content of an ordinary frame: all up to the text, and all nulls behind it.
-_HEAD: Final = re.compile(rb'\A.*?"delta": ?(?:\{"\w+": ?")?', re.DOTALL)
+_HEAD: Final = re.compile(rb'\A(.*?"delta": ?)(\{"\w+": ?")?', re.DOTALL)
 _TAIL: Final = re.compile(
     rb'\}, ?"(?:logprobs|finish_reason)": ?null'
     rb'(?:[,\]} ]+"(?:finish_reason|logprobs|native_finish_reason|stop_reason|index|usage)": ?(?:null|\d))*'
@@ -81,6 +81,7 @@ class StreamTap:
     _last_word: bool = field(default=False, init=False)
     _usual: bool | None = field(default=None, init=False)
     _head: bytes = field(default=b"", init=False)
+    _key: bytes = field(default=b"", init=False)
     _tail: bytes = field(default=b"", init=False)
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
@@ -193,11 +194,12 @@ class StreamTap:
         for finished in _FINISHED:
             if part.rfind(finished) >= 0:
                 self._finished += part.count(finished) - part.count(finished + b'"')  # "" says nothing
-        heads = part.count(self._head) if self._head else 0
-        if not heads:
+        if not self._head or part.rfind(self._head + self._key) < 0:
             self._learn(part)
-            heads = part.count(self._head) if self._head else 0
-        size = len(part) - heads * len(self._head)
+        size = len(part)
+        if self._head:  # the frame that only says who speaks has the same head, but another key
+            size -= part.count(self._head) * len(self._head)
+            size -= part.count(self._head + self._key) * len(self._key)
         if self._tail:
             size -= part.count(self._tail) * len(self._tail)
         self._meter.saw(count, size)
@@ -210,8 +212,8 @@ class StreamTap:
         if head is None:  # there is none
             return
         tail = _TAIL.search(frame, head.end())
-        self._head = head.group()
-        self._tail = tail.group() if tail is not None and tail.group() not in self._head else b""
+        self._head, self._key = head.group(1), head.group(2) or b""
+        self._tail = tail.group() if tail is not None and tail.group() not in head.group() else b""
 
 
 @define(eq=False)

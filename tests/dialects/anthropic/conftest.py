@@ -4,7 +4,7 @@ from pathlib import Path as File
 
 import pytest
 
-from pricing.catalog import Model
+from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from pricing.usage import Meter
 from proxy.config import RequestLimits
@@ -44,9 +44,7 @@ def offer():
         tools_tokens=400,
         dense_bytes_per_token=2,
         tokens_per_second_max=300,
-        tiers=tiers,
-        source="https://example.com",
-        checked="2026-11-01",
+        prices=(Listing(tiers),),
         created=0,
     )
     return Offer(

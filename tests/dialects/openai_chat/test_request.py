@@ -6,7 +6,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pricing.catalog import Model
+from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from proxy.config import RequestLimits
 from proxy.dialects.openai_chat import OpenAIChat
@@ -57,9 +57,7 @@ def model(**more):
         "tools_tokens": 64,
         "dense_bytes_per_token": 2,
         "tokens_per_second_max": 200,
-        "tiers": (Tier(0, Rates(input=1, output=1)),),
-        "source": "https://example.com",
-        "checked": "2026-11-01",
+        "prices": (Listing((Tier(0, Rates(input=1, output=1)),)),),
         "created": 1,
     }
     return Model(**(facts | more))

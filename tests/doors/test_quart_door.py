@@ -1,0 +1,175 @@
+"""The fork in front of Quart: API requests go to the request path whole, everything else Quart's ordinary way."""
+
+import json
+
+import pytest
+import trio
+from quart import Blueprint
+
+from proxy.doors import quart_door
+from tests.fakes import World
+
+ASK = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n"
+
+
+def door(respond, **config):
+    page = Blueprint("page", __name__)
+
+    @page.get("/page")
+    async def shown():
+        return {"a": 1}
+
+    @page.get("/broken")
+    async def broken():
+        raise ZeroDivisionError("a secret detail")
+
+    ids = iter(f"req_{n}" for n in range(1000))
+    world = World((200, []))
+    return quart_door.build(
+        world.gateway, [page], respond=respond, new_id=lambda: next(ids), log=lambda *_, **__: None
+    )
+
+
+async def nobody(*_arguments):
+    raise AssertionError("not for the request path")
+
+
+async def test_an_api_request_reaches_the_request_path_whole(serving):
+    async def respond(_gateway, path, request, reply):
+        body = await request.body(100)
+        said = [path.dialect, request.id, request.method, request.path, request.query, body.decode()]
+        reply.start(200, {"content-type": "application/json"})
+        await reply.end(json.dumps([*said, request.headers["x-a"]]).encode())
+
+    server = await serving(door(respond))
+    client = await server.connect()
+    await client.send(
+        b"POST /v1/messages?beta=true HTTP/1.1\r\nhost: x\r\nX-A: b\r\ncontent-length: 2\r\n\r\nhi"
+    )
+    answer = await client.answer()
+    assert json.loads(answer.body) == ["anthropic", "req_0", "POST", "/v1/messages", "beta=true", "hi", "b"]
+    assert answer.headers["x-request-id"] == answer.headers["request-id"] == "req_0"
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_a_long_stream_is_not_cut_by_quarts_own_time_out(serving):
+    """RESPONSE_TIMEOUT is 60 s by default; set to nothing it would cut whatever passes Quart."""
+
+    async def respond(_gateway, _path, _request, reply):
+        reply.start(200, {})
+        for _ in range(5):
+            await reply.write(b"data: x\n\n")
+            await trio.sleep(0.02)
+        await reply.end(b"data: [DONE]\n\n")
+
+    app = door(respond)
+    app.config["RESPONSE_TIMEOUT"] = 0.01
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(ASK + b"content-length: 0\r\n\r\n")
+    assert (await client.answer()).body == b"data: x\n\n" * 5 + b"data: [DONE]\n\n"
+
+
+async def test_a_body_larger_than_quart_allows_is_read(serving):
+    size = quart_door.PAGE_BODY_BYTES_MAX + 1
+
+    async def respond(_gateway, _path, request, reply):
+        reply.start(200, {})
+        await reply.end(b"%d" % len(await request.body(2 * size)))
+
+    server = await serving(door(respond))
+    client = await server.connect()
+    await client.send(ASK + b"content-length: %d\r\n\r\n" % size + b"x" * size)
+    assert (await client.answer()).body == b"%d" % size
+
+
+async def test_a_hang_up_cancels_the_request(serving):
+    ended = trio.Event()
+
+    async def respond(_gateway, _path, request, reply):
+        await request.body(10)
+        reply.start(200, {})
+        await reply.write(b"data: x\n\n")
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    server = await serving(door(respond))
+    client = await server.connect()
+    await client.send(ASK + b"content-length: 0\r\n\r\n")
+    await client.read()
+    await client.stream.aclose()
+    with trio.fail_after(2):
+        await ended.wait()
+
+
+async def test_a_request_that_falls_mute_is_not_cancelled(serving):
+    ended = trio.Event()
+
+    async def respond(_gateway, _path, request, reply):
+        await request.body(10)
+        reply.mute_when_gone(mute=True)
+        reply.start(200, {})
+        await reply.write(b"data: x\n\n")
+        while not reply.client_gone:
+            await trio.sleep(0.01)
+        await reply.write(b"data: y\n\n")
+        ended.set()
+
+    server = await serving(door(respond))
+    client = await server.connect()
+    await client.send(ASK + b"content-length: 0\r\n\r\n")
+    await client.read()
+    await client.stream.aclose()
+    with trio.fail_after(2):
+        await ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        (b"GET /v1/messages", 405, "invalid_request_error"),
+        (b"POST /v1/nothing", 404, "not_found"),
+        (b"GET /nothing", 404, "not_found"),
+        (b"POST /v1/embeddings", 404, "not_found"),
+        (b"POST /page", 405, "method_not_allowed"),
+    ],
+)
+async def test_what_is_not_there_is_said_in_json(serving, line, status, code):
+    server = await serving(door(nobody))
+    client = await server.connect()
+    await client.send(line + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+    answer = await client.answer()
+    error = json.loads(answer.body)["error"]
+    assert answer.status == status
+    assert code in (error.get("code"), error["type"])
+    assert answer.headers["x-request-id"]
+
+
+async def test_pages_go_quarts_ordinary_way_and_a_broken_one_tells_nothing(serving):
+    server = await serving(door(nobody))
+    client = await server.connect()
+    await client.send(b"GET /page HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert json.loads((await client.answer()).body) == {"a": 1}
+    await client.send(b"GET /broken HTTP/1.1\r\nhost: x\r\n\r\n")
+    answer = await client.answer()
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+    await client.send(b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await client.answer(head_only=True)).status in (200, 404)
+
+
+async def test_browsers_may_ask_beforehand_without_credentials(serving):
+    server = await serving(door(nobody))
+    client = await server.connect()
+    await client.send(
+        b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: https://a.example\r\n"
+        b"access-control-request-method: POST\r\naccess-control-request-headers: authorization,x-stainless-os\r\n\r\n"
+    )
+    answer = await client.answer(head_only=True)
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in answer.headers

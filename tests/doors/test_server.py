@@ -1,0 +1,815 @@
+import json
+import socket
+import ssl
+
+import pytest
+import trio
+
+from proxy.config import RequestLimits
+from proxy.doors.server import bind
+
+HEAD = b"POST /x HTTP/1.1\r\nhost: a\r\n"
+HELLO = HEAD + b"content-length: 5\r\n\r\nhello"
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+async def until(condition):
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+class Streaming:
+    """An app that reads its body, then sends until it is cancelled or told that the client left."""
+
+    def __init__(self, chunk=b"x" * 65_536):
+        self.chunk = chunk
+        self.sent = 0
+        self.began = trio.Event()
+        self.disconnected = trio.Event()
+        self.returned = trio.Event()
+        self.cancelled = False
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return
+        while (await receive()).get("more_body"):
+            pass
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.watch, receive, nursery)
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                self.began.set()
+                while True:
+                    await send({"type": "http.response.body", "body": self.chunk, "more_body": True})
+                    self.sent += 1
+                    await trio.lowlevel.checkpoint()
+        except BaseException:
+            self.cancelled = True
+            raise
+        finally:
+            self.returned.set()
+
+    async def watch(self, receive, nursery):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.disconnected.set()
+        nursery.cancel_scope.cancel()
+
+
+# What is refused before the app sees it
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD
+        + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n",
+        HEAD + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello",
+        HEAD + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        HEAD + b"x: a\r\n folded\r\n\r\n",
+        b"POST /x HTTP/1.1\nhost: a\n\n",
+        HEAD + b"x : a\r\n\r\n",
+        HEAD + b"host: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        HEAD + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9,
+        b"GET http://a/ HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /x/../y HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET //x HTTP/1.1\r\nhost: a\r\n\r\n",
+        HEAD + b"authorization: Bearer a\r\nauthorization: Bearer b\r\n\r\n",
+    ],
+)
+async def test_a_bad_request_is_answered_and_never_reaches_the_app(serving, data):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(data)
+    answer = await client.answer()
+
+    assert answer.status == 400
+    assert answer.headers["connection"] == "close"
+    assert answer.headers["x-request-id"] == "req_refused"
+    assert json.loads(answer.body)["error"]["code"] == "invalid_request_error"
+    assert await client.read() == b""
+    assert [scope["type"] for scope in seen] == ["lifespan"]
+    assert not server.logged
+
+
+async def test_headers_that_are_too_large_get_431(serving):
+    server = await serving(header_bytes_max=1024)
+    client = await server.connect()
+    await client.send(b"GET /" + b"a" * 100_000)
+    assert (await client.answer()).status == 431
+
+
+async def test_a_body_that_breaks_its_framing_ends_the_request_that_reads_it(serving):
+    left = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    await client.send(b"zz\r\n")
+    assert (await client.answer()).status == 400
+    await left.wait()
+
+
+# What goes through
+
+
+async def test_a_request_may_arrive_byte_by_byte(serving):
+    server = await serving()
+    client = await server.connect()
+    for byte in HELLO:
+        await client.send(bytes([byte]))
+    assert (await client.answer()).body == b"POST /x hello"
+
+
+async def test_a_request_may_be_cut_anywhere_and_its_connection_kept(serving):
+    server = await serving()
+    client = await server.connect()
+    for request in (HELLO, HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"):
+        for cut in range(1, len(request), 3):
+            await client.send(request[:cut])
+            await trio.lowlevel.checkpoint()
+            await client.send(request[cut:])
+            assert (await client.answer()).body == b"POST /x hello"
+
+
+async def test_pipelined_requests_are_answered_in_order(serving):
+    server = await serving()
+    client = await server.connect()
+    requests = [b"GET /%d HTTP/1.1\r\nhost: a\r\n\r\n" % number for number in range(20)]
+    await client.send(HELLO + b"".join(requests) + HELLO)
+    assert (await client.answer()).body == b"POST /x hello"
+    for number in range(20):
+        assert (await client.answer()).body == b"GET /%d " % number
+    assert (await client.answer()).body == b"POST /x hello"
+
+
+async def test_a_client_that_pipelines_too_far_ahead_is_read_again_after_its_answers(serving):
+    server = await serving()
+    client = await server.connect()
+    bodies = 40
+    request = HEAD + b"content-length: 10000\r\n\r\n" + b"a" * 10_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, request * bodies)
+        for _ in range(bodies):
+            assert len((await client.answer()).body) == len(b"POST /x ") + 10_000
+
+
+async def test_http_1_0_is_answered_and_closed(serving):
+    server = await serving()
+    client = await server.connect()
+    await client.send(b"GET /old HTTP/1.0\r\n\r\n")
+    assert (await client.answer()).body == b"GET /old "
+    assert await client.read() == b""
+
+
+async def test_a_head_request_gets_no_body(serving):
+    server = await serving()
+    client = await server.connect()
+    await client.send(b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n" + HELLO)
+    assert (await client.answer(head_only=True)).headers["content-length"] == "7"
+    assert (await client.answer()).body == b"POST /x hello"
+
+
+async def test_answers_name_no_server_software(serving):
+    server = await serving()
+    client = await server.connect()
+    await client.send(HELLO)
+    assert set((await client.answer()).headers) == {"content-length", "date"}
+
+
+async def test_small_writes_are_not_delayed(serving):
+    seen = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            await send({"type": "http.response.body", "body": b"b", "more_body": False})
+
+    original = trio.SocketStream.send_all
+
+    async def spying(self, data):
+        seen.append(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await original(self, data)
+
+    server = await serving(app)
+    client = await server.connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.SocketStream, "send_all", spying)
+        await client.send(HELLO)
+        assert (await client.answer()).body == b"ab"
+    assert all(seen)
+
+
+# Expect: 100-continue
+
+
+async def test_100_continue_is_sent_when_the_app_asks_for_the_body(serving):
+    asked = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await asked.wait()
+            message = await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+            await send({"type": "http.response.body", "body": message["body"], "more_body": False})
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HEAD + b"content-length: 5\r\nexpect: 100-continue\r\n\r\n")
+    with trio.move_on_after(0.05) as waited:
+        await client.stream.receive_some()
+    assert waited.cancelled_caught
+    asked.set()
+    assert (await client.answer()).status == 100
+    await client.send(b"hello")
+    assert (await client.answer()).body == b"hello"
+
+
+async def test_a_refusal_can_precede_an_upload_that_waits_for_100(serving, answering):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answering(send, b"no credit", 402)
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HEAD + b"content-length: 50000000\r\nexpect: 100-continue\r\n\r\n")
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (402, "close")
+    with trio.fail_after(2):
+        await client.stream.send_eof()
+        assert await client.read() == b""
+
+
+async def test_a_connection_is_kept_after_an_upload_that_waited_for_100(serving):
+    server = await serving()
+    client = await server.connect()
+    for _ in range(3):
+        await client.send(HEAD + b"content-length: 5\r\nexpect: 100-continue\r\n\r\n")
+        assert (await client.answer()).status == 100
+        await client.send(b"hello")
+        assert (await client.answer()).body == b"POST /x hello"
+
+
+# Uploads
+
+
+@pytest.mark.parametrize("thinking_seconds", [0, 0.1])
+async def test_a_large_upload_is_refused_before_it_is_read(serving, answering, thinking_seconds):
+    """Stock hypercorn never ends this request: its app queue is full when the answer is complete."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await trio.sleep(thinking_seconds)
+            await answering(send, b"no credit", 402)
+            returned.set()
+
+    returned = trio.Event()
+    server = await serving(app)
+    client = await server.connect()
+    size = 10 * 2**20
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, HEAD + b"content-length: %d\r\n\r\n" % size + b"a" * size)
+        answer = await client.answer()
+    assert (answer.status, answer.body) == (402, b"no credit")
+    assert answer.headers["connection"] == "close"
+    await returned.wait()
+    assert await client.read() == b""
+
+
+async def test_a_refused_upload_is_read_and_dropped_only_up_to_a_bound(serving, answering):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answering(send, b"no", 413)
+
+    server = await serving(app, limits=RequestLimits(body_bytes_max=2**20))
+    client = await server.connect()
+    await client.send(HEAD + b"content-length: 1000000000\r\n\r\n")
+    sent = 0
+    with pytest.raises(trio.BrokenResourceError):
+        while sent < 200 * 2**20:
+            await client.send(b"a" * 2**20)
+            sent += 2**20
+    assert sent < 100 * 2**20
+
+
+async def test_an_app_that_does_not_read_holds_back_its_clients_upload(serving):
+    reading = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await reading.wait()
+            while (await receive()).get("more_body"):
+                pass
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    server = await serving(app)
+    client = await server.connect()
+    sent = 0
+    size = 64 * 2**20
+    await client.send(HEAD + b"content-length: %d\r\n\r\n" % size)
+    with trio.move_on_after(0.3):
+        while sent < size:
+            await client.stream.socket.send(b"a" * 65_536)
+            sent += 65_536
+    assert sent < size / 2
+    assert not server.logged
+    reading.set()
+
+
+@pytest.mark.parametrize("part", [b"", b"POST", b"POST /x HTTP/1.1\r\nhost: a\r\nx:"])
+async def test_a_client_that_sends_its_headers_too_slowly_is_closed(serving, part):
+    server = await serving(header_seconds=0.15)
+    client = await server.connect()
+    if part:
+        await client.send(part)
+        assert (await client.answer()).status == 408
+    assert await client.read() == b""
+
+
+async def test_the_time_for_headers_is_for_all_of_them(serving):
+    server = await serving(header_seconds=0.2)
+    client = await server.connect()
+    began = trio.current_time()
+    with pytest.raises((trio.BrokenResourceError, AssertionError)):
+        for byte in HEAD * 100:
+            await client.send(bytes([byte]))
+            with trio.move_on_after(0.01):
+                assert not (await client.stream.receive_some()).startswith(b"HTTP/1.1 408")
+    assert trio.current_time() - began < 2
+
+
+async def test_a_body_that_comes_too_slowly_gets_408_and_ends_its_request(serving):
+    left = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+    server = await serving(app, body_seconds_min=0.05, body_bytes_per_second_min=1_000_000)
+    client = await server.connect()
+    await client.send(HEAD + b"content-length: 1000\r\n\r\nhello")
+    assert (await client.answer()).status == 408
+    await left.wait()
+
+
+# Keep-alive
+
+
+async def test_an_idle_connection_is_closed_after_its_time(serving):
+    server = await serving(keep_alive_seconds=0.1)
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).status == 200
+    assert await client.read() == b""
+
+
+async def test_a_long_answer_is_not_idleness(serving, answering):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await trio.sleep(0.3)
+            await answering(send, b"slow")
+
+    server = await serving(app, keep_alive_seconds=0.05, header_seconds=0.05, body_seconds_min=0.05)
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).body == b"slow"
+
+
+async def test_a_connection_carries_so_many_requests_and_says_which_is_the_last(serving):
+    server = await serving(keep_alive_requests=3)
+    client = await server.connect()
+    closing = []
+    for _ in range(3):
+        await client.send(HELLO)
+        closing.append((await client.answer()).headers.get("connection"))
+    assert closing == [None, None, "close"]
+    assert await client.read() == b""
+
+
+async def test_one_connection_too_many_gets_503_and_the_others_live(serving):
+    server = await serving(limits=RequestLimits(connections_max=2))
+    first, second = await server.connect(), await server.connect()
+    for client in (first, second):
+        await client.send(HELLO)
+        assert (await client.answer()).status == 200
+    third = await server.connect()
+    assert (await third.answer()).status == 503
+    await first.send(HELLO)
+    assert (await first.answer()).status == 200
+    await second.stream.aclose()
+    await trio.sleep(0.05)
+    fourth = await server.connect()
+    await fourth.send(HELLO)
+    assert (await fourth.answer()).status == 200
+
+
+# Clients that leave, or stand still
+
+
+@pytest.mark.parametrize("how", ["close", "half-close", "reset"])
+async def test_a_client_that_leaves_is_reported_to_the_app(serving, how):
+    app = Streaming(chunk=b"x")
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HELLO)
+    await app.began.wait()
+    if how == "half-close":
+        await client.stream.send_eof()
+    else:
+        if how == "reset":
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01" + b"\x00" * 7)
+        await client.stream.aclose()
+    with trio.fail_after(1):
+        await app.disconnected.wait()
+        await app.returned.wait()
+
+
+async def test_a_client_that_leaves_is_noticed_while_it_has_pipelined_more(serving):
+    """Stock hypercorn stops reading as soon as a second request has arrived."""
+    app = Streaming(chunk=b"x")
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HELLO + HELLO)
+    await app.began.wait()
+    await client.stream.aclose()
+    with trio.fail_after(1):
+        await app.disconnected.wait()
+
+
+async def test_a_client_that_stops_reading_is_gone_after_the_write_deadline(serving):
+    """Stock hypercorn shields its sends: this never ends there."""
+    app = Streaming()
+    server = await serving(app, write_seconds=0.2)
+    client = await server.connect()
+    await client.send(HELLO)
+    with trio.fail_after(3):
+        await app.disconnected.wait()
+        await app.returned.wait()
+
+
+async def test_a_send_to_a_client_that_stands_still_can_be_cancelled(serving):
+    ended = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            with trio.move_on_after(0.2):
+                while True:
+                    await send({"type": "http.response.body", "body": b"x" * 10**6, "more_body": True})
+            ended.set()
+
+    server = await serving(app, write_seconds=60)
+    client = await server.connect()
+    await client.send(HELLO)
+    with trio.fail_after(2):
+        await ended.wait()
+
+
+async def test_a_slow_reader_gets_all_of_a_long_answer(serving, answering):
+    body = b"x" * (3 * 2**20)
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answering(send, body)
+
+    server = await serving(app, write_seconds=0.3)
+    client = await server.connect()
+    client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    await client.send(HELLO)
+    received = b""
+    while len(received) < len(body):
+        received += await client.stream.receive_some(131_072)
+        await trio.sleep(0.02)
+    assert received.endswith(body)
+
+
+# Going down
+
+
+async def test_going_down_refuses_new_connections_and_closes_idle_ones(serving):
+    server = await serving()
+    idle, fresh, half = [await server.connect() for _ in range(3)]
+    await idle.send(HELLO)
+    await idle.answer()
+    await half.send(b"POST /x")
+    await trio.sleep(0.02)
+    server.shutdown.set()
+    with trio.fail_after(1):
+        for client in (idle, fresh, half):
+            assert await client.read() == b""
+        await server.ended.wait()
+    with pytest.raises(OSError, match="all attempts to connect"):
+        await server.connect()
+
+
+async def test_a_running_request_ends_in_its_own_time_and_says_that_it_is_the_last(serving, answering):
+    go, began = trio.Event(), trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            began.set()
+            await go.wait()
+            await answering(send, b"done")
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HELLO)
+    await began.wait()
+    server.shutdown.set()
+    await trio.sleep(0.05)
+    assert not server.ended.is_set()
+    go.set()
+    answer = await client.answer()
+    assert (answer.body, answer.headers["connection"]) == (b"done", "close")
+    with trio.fail_after(1):
+        await server.ended.wait()
+
+
+async def test_requests_that_run_past_the_drain_are_cancelled(serving):
+    app = Streaming(chunk=b"x")
+    server = await serving(app, drain_seconds=0.1)
+    client = await server.connect()
+    await client.send(HELLO)
+    await app.began.wait()
+    server.shutdown.set()
+    with trio.fail_after(2):
+        await server.ended.wait()
+    assert app.cancelled
+
+
+async def test_a_client_that_stands_still_cannot_hold_up_the_end(serving):
+    """Stock hypercorn hangs here until the client closes."""
+    app = Streaming()
+    server = await serving(app, drain_seconds=0.2, write_seconds=60)
+    client = await server.connect()
+    await client.send(HELLO)
+    await app.began.wait()
+    await trio.sleep(0.1)
+    server.shutdown.set()
+    with trio.fail_after(2):
+        await server.ended.wait()
+    assert client.stream.socket.fileno() != -1
+
+
+async def test_an_upload_that_was_refused_cannot_hold_up_the_end(serving, answering):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await answering(send, b"no", 402)
+
+    server = await serving(app, drain_seconds=60)
+    client = await server.connect()
+    await client.send(HEAD + b"content-length: 1000000\r\n\r\n")
+    await client.answer()
+    server.shutdown.set()
+    with trio.fail_after(2):
+        await server.ended.wait()
+
+
+async def test_the_lifespan_surrounds_the_serving(serving):
+    steps = []
+
+    async def app(scope, receive, send):
+        if scope["type"] != "lifespan":
+            return
+        scope["state"]["shared"] = 1
+        while True:
+            message = await receive()
+            steps.append(message["type"])
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    server = await serving(app)
+    assert steps == ["lifespan.startup"]
+    server.shutdown.set()
+    await server.ended.wait()
+    assert steps == ["lifespan.startup", "lifespan.shutdown"]
+
+
+async def test_an_app_without_a_lifespan_is_served_and_stopped(serving, answering):
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        await answering(send, b"ok")
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).body == b"ok"
+    server.shutdown.set()
+    await server.ended.wait()
+    assert [(level, event) for level, event, _ in server.logged] == [("warning", "server")]
+
+
+# Errors stay in their connection
+
+
+async def test_a_websocket_upgrade_with_one_trailing_byte_does_not_end_the_server(serving):
+    """Stock hypercorn lets h11's error out of the connection, and with it the whole process."""
+    server = await serving()
+    client = await server.connect()
+    await client.send(UPGRADE + b"x")
+    await client.stream.aclose()
+    other = await server.connect()
+    await other.send(HELLO)
+    assert (await other.answer()).status == 200
+
+
+async def test_a_websocket_talks_also_where_its_first_frame_came_too_early(serving):
+    async def app(scope, receive, send):
+        if scope["type"] != "websocket":
+            return
+        assert (await receive())["type"] == "websocket.connect"
+        await trio.sleep(0.05)
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"].upper()})
+
+    server = await serving(app)
+    client = await server.connect()
+    frame = b"\x81\x82\x00\x00\x00\x00hi"  # text, masked with zeros
+    await client.send(UPGRADE + frame)
+    assert (await client.answer()).status == 101
+    assert await client.read() == b"\x81\x02HI"
+    await client.send(frame)
+    assert await client.read() == b"\x81\x02HI"
+    await client.send(b"\x88\x80\x00\x00\x00\x00")
+    assert await client.rest() == b"\x88\x00"
+    assert not server.logged
+
+
+async def test_a_websocket_that_the_app_refuses_is_closed(serving):
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(UPGRADE)
+    assert (await client.answer()).status == 403
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("after_start", [False, True])
+async def test_an_app_that_fails_ends_its_connection_alone_and_tells_no_secrets(
+    serving, answering, after_start
+):
+    app_error = "sk-secret"
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        if server.logged:
+            await answering(send, b"well")
+            return
+        if after_start:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        async with trio.open_nursery():
+            raise RuntimeError(app_error)
+
+    server = await serving(app)
+    client = await server.connect()
+    await client.send(HELLO)
+    if after_start:
+        read = await client.rest()
+        assert b"half" in read
+        assert not read.endswith(b"0\r\n\r\n")
+    else:
+        assert (await client.answer()).status == 500
+    await until(lambda: server.logged)
+    (level, event, fields), *more = server.logged
+    assert (level, event, more) == ("error", "connection_failed", [])
+    assert fields["error"].startswith("RuntimeError at test_server.py:")
+    assert app_error not in str(server.logged)
+    other = await server.connect()
+    await other.send(HELLO)
+    assert (await other.answer()).body == b"well"
+
+
+async def test_an_app_that_answers_against_the_protocol_ends_its_connection_alone(serving):
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+            await send({"type": "http.response.body", "body": b"too long", "more_body": False})
+
+    server = await serving(app)
+    for _ in range(2):
+        client = await server.connect()
+        await client.send(HELLO)
+        assert b"too long" not in await client.rest()
+
+
+# TLS
+
+
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgLdzqRgyQdWQJclJN
+MtiqhMYJ9ECyZUF1eDsk6F7PUiShRANCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+
+1B11hQ47BwlT/2dSX44LgORyCvqMv3BW89jgEpWJ0wICAWq3Osn08VKe
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUZib/B5MS6/Jq8BKHt6jBmdFn0KYwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMTA1NTk0NloYDzIxMjYxMDI4
+MDU1OTQ2WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+1B11hQ47BwlT/2dSX44LgORy
+CvqMv3BW89jgEpWJ0wICAWq3Osn08VKeo28wbTAdBgNVHQ4EFgQULLJFCxGSsNrv
+IlPs2iOebEMDlkMwHwYDVR0jBBgwFoAULLJFCxGSsNrvIlPs2iOebEMDlkMwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIgdam3E2Nr8At9EdBV/iv9KFjWESxFx9WEcP1AYzBWA6sCIQDW
+R2Vzxils3YKXTff9hfWRQsG1rowucq1wa4kXllmxdg==
+-----END CERTIFICATE-----
+"""
+"""Of localhost, signed by itself, for these tests alone."""
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Contexts of a server and of a client."""
+    path = tmp_path / "localhost.pem"
+    path.write_text(CERTIFICATE)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(path)
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE  # trust is not what is tested
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    return server, client
+
+
+async def test_tls_speaks_http_1_1_only(serving, tls):
+    server = await serving(ssl_context=tls[0])
+    client = await server.connect(tls[1])
+    assert client.stream.selected_alpn_protocol() == "http/1.1"
+    for _ in range(2):
+        await client.send(HELLO + HELLO)
+        for _ in range(2):
+            assert (await client.answer()).body == b"POST /x hello"
+    await client.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert (await client.answer()).status == 400
+    await client.stream.aclose()
+
+
+async def test_what_is_not_tls_ends_only_its_own_connection(serving, tls):
+    server = await serving(ssl_context=tls[0], header_seconds=0.3)
+    plain, silent = await server.connect(), await server.connect()
+    await plain.send(HELLO)
+    await plain.rest()
+    assert await silent.read() == b""
+    client = await server.connect(tls[1])
+    await client.send(HELLO)
+    assert (await client.answer()).status == 200
+    assert not server.logged
+    await client.stream.aclose()
+
+
+async def test_a_tls_client_that_stands_still_is_gone_after_the_write_deadline(serving, tls):
+    app = Streaming()
+    server = await serving(app, ssl_context=tls[0], write_seconds=0.2)
+    client = await server.connect(tls[1])
+    await client.send(HELLO)
+    with trio.fail_after(3):
+        await app.disconnected.wait()
+        await app.returned.wait()
+    await trio.aclose_forcefully(client.stream)
+
+
+# Sockets
+
+
+def test_binding_to_port_0_takes_one_free_port():
+    (sock,) = bind("127.0.0.1", 0, 5)
+    with sock:
+        assert sock.getsockname()[1] > 0
+        with pytest.raises(OSError, match="in use"):
+            bind("127.0.0.1", sock.getsockname()[1], 5)
+
+
+def test_all_addresses_of_a_host_share_a_port():
+    sockets = bind("localhost", 0, 5)
+    try:
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    finally:
+        for sock in sockets:
+            sock.close()
