@@ -19,15 +19,22 @@ from proxy.config import settings  # noqa: E402
 from proxy.doors import routes  # noqa: E402
 from proxy.errors import TABLE  # noqa: E402
 from proxy.pages import account, health, models  # noqa: E402
+from proxy.telemetry import COUNTERS  # noqa: E402
 from proxy.types import Secret  # noqa: E402
 from tests.fakes import World  # noqa: E402
 
 README = ROOT / "README.md"
-SECTIONS = ("settings", "errors", "map")
+SECTIONS = ("settings", "errors", "metrics", "map")
 
 
 def rendered(section):
-    return {"settings": settings_table, "errors": errors_table, "map": the_map}[section]()
+    tables = {"settings": settings_table, "errors": errors_table, "metrics": metrics_table, "map": the_map}
+    return tables[section]()
+
+
+def metrics_table():
+    lines = ["| counter | what it counts |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {text} |" for name, text in COUNTERS.items())])
 
 
 def the_map():

@@ -447,14 +447,24 @@ async def test_a_client_that_leaves_is_reported_to_the_app(serving, how):
 
 async def test_a_client_that_leaves_is_noticed_while_it_has_pipelined_more(serving):
     """Stock hypercorn stops reading as soon as a second request has arrived."""
-    app = Streaming(chunk=b"x")
+    waiting, left = trio.Event(), trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            while (await receive()).get("more_body"):
+                pass
+            waiting.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
     server = await serving(app)
     client = await server.connect()
     await client.send(HELLO + HELLO)
-    await app.began.wait()
+    await waiting.wait()
     await client.stream.aclose()
     with trio.fail_after(1):
-        await app.disconnected.wait()
+        await left.wait()
 
 
 async def test_a_client_that_stops_reading_is_gone_after_the_write_deadline(serving):
