@@ -122,13 +122,13 @@ class DoorReply:
 
     async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Write the withheld end and finish; an answer of which nothing has left gets its length."""
-        if not self._started:
-            length = {"content-length": str(len(tail))}
-            self._own_headers.update(checked(headers or {}) | length)
         if self._gone:
             return
         async with self._lock:
             self._ending = True
+            if not self._started:
+                length = {"content-length": str(len(tail))}
+                self._own_headers.update(checked(headers or {}) | length)
             await self._begin()
             await self._send({"type": "http.response.body", "body": tail, "more_body": False})
 
@@ -145,10 +145,15 @@ class DoorReply:
         """Within this context, write a heartbeat (and before it status 200) after each such silence."""
         return Heartbeats(self, heartbeat, after_seconds)
 
-    async def beat(self, heartbeat: bytes) -> None:
-        """Write a heartbeat, and before the first byte of all a stream's status and headers."""
+    async def beat(self, heartbeat: bytes, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Write a heartbeat, and before the first byte of all a stream's status and headers.
+
+        Args:
+            heartbeat: what to write.
+            wanted: asked when it is our turn: by then the answer may have failed, and its error be on its way.
+        """
         async with self._lock:
-            if not self._ending:
+            if not self._ending and wanted():
                 if self._status is None:
                     self._status, self._own_headers = 200, STREAM_HEADERS | self._headers
                 await self._write(heartbeat)
@@ -183,7 +188,7 @@ class Heartbeats:
         while not self._over:
             due = self._reply.silent_since + self._after_seconds
             if trio.current_time() >= due:
-                await self._reply.beat(self._heartbeat)
+                await self._reply.beat(self._heartbeat, lambda: not self._over)
                 continue
             # only the pause is cancelled, never a heartbeat that is on its way
             with trio.CancelScope() as self._pause:

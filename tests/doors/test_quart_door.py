@@ -2,11 +2,15 @@
 
 import json
 
+import attrs
 import pytest
 import trio
+import trio.testing
 from quart import Blueprint
 
+from proxy.config import Listen, Server
 from proxy.doors import quart_door
+from proxy.errors import Failure
 from tests.fakes import World
 
 ASK = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n"
@@ -24,9 +28,10 @@ def door(respond, **config):
         raise ZeroDivisionError("a secret detail")
 
     ids = iter(f"req_{n}" for n in range(1000))
-    world = World((200, []))
+    gateway = World((200, [])).gateway
+    gateway = attrs.evolve(gateway, config=attrs.evolve(gateway.config, **config))
     return quart_door.build(
-        world.gateway, [page], respond=respond, new_id=lambda: next(ids), log=lambda *_, **__: None
+        gateway, [page], respond=respond, new_id=lambda: next(ids), log=lambda *_, **__: None
     )
 
 
@@ -173,3 +178,110 @@ async def test_browsers_may_ask_beforehand_without_credentials(serving):
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in answer.headers
+
+
+def answered_by(wording):
+    """Respond by reading the body and wording whatever is refused, as the request path does."""
+
+    async def respond(gateway, path, request, reply):
+        try:
+            await request.body(100)
+        except Failure as failure:
+            worded = gateway.dialects[path.dialect].error(failure, request.id)
+            reply.start(worded.status, dict(worded.headers))
+            await reply.end(worded.body)
+            return
+        reply.start(200, {})
+        await reply.end(wording)
+
+    return respond
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"content-length: 101\r\n\r\n", 413),
+        (b"content-length: 10000000\r\nexpect: 100-continue\r\n\r\n", 413),
+        (b"content-length: 5\r\ncontent-encoding: gzip\r\n\r\n", 415),
+        (b"transfer-encoding: chunked\r\n\r\n65\r\n" + b"x" * 101 + b"\r\n", 413),
+    ],
+)
+async def test_a_refused_body_is_said_in_the_callers_dialect_before_it_is_read(serving, head, status):
+    server = await serving(door(answered_by(b"read")))
+    client = await server.connect()
+    await client.send(ASK + head)
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+    assert json.loads(answer.body)["type"] == "error"
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_a_slow_body_is_refused_in_the_callers_dialect(serving):
+    app = door(answered_by(b"read"), server=Server(body_seconds_min=0.1))
+    server = await serving(app, body_seconds_min=0.1)
+    client = await server.connect()
+    await client.send(ASK + b"content-length: 5\r\n\r\nhi")
+    answer = await client.answer()
+    assert answer.status == 408
+    assert json.loads(answer.body)["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"a.example", 200),
+        (b"A.example:8080", 200),
+        (b"127.0.0.1:1", 421),
+        (b"b.example", 421),
+        (b"a.example.b", 421),
+    ],
+)
+async def test_only_allowed_hosts_are_answered(serving, host, status):
+    server = await serving(door(answered_by(b"read"), listen=Listen(allowed_hosts=("a.example",))))
+    client = await server.connect()
+    await client.send(b"POST /v1/messages HTTP/1.1\r\nhost: %s\r\ncontent-length: 0\r\n\r\n" % host)
+    assert (await client.answer()).status == status
+
+
+@pytest.mark.parametrize("path", [b"/v1/realtime", b"/page", b"/nothing"])
+async def test_a_websocket_is_refused_in_words(serving, path):
+    server = await serving(door(nobody))
+    client = await server.connect()
+    await client.send(
+        b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\nx"
+    )
+    answer = await client.answer()
+    assert answer.status == 404
+    assert json.loads(answer.body)["error"]["code"] == "not_found"
+    assert answer.headers["x-request-id"] == "req_0"
+    assert not server.logged
+
+
+async def test_a_request_id_is_ours_and_never_the_clients(serving):
+    server = await serving(door(answered_by(b"read")))
+    client = await server.connect()
+    for n, line in enumerate((b"POST /v1/messages", b"GET /page", b"GET /nothing", b"OPTIONS /v1/x")):
+        await client.send(line + b" HTTP/1.1\r\nhost: x\r\nx-request-id: theirs\r\ncontent-length: 0\r\n\r\n")
+        answer = await client.answer(head_only=line.startswith(b"OPTIONS"))
+        assert answer.headers["x-request-id"] == f"req_{n}"
+
+
+async def test_a_client_that_leaves_right_after_the_end_was_not_hung_up_on(serving):
+    seen = []
+
+    async def respond(_gateway, _path, request, reply):
+        await request.body(10)
+        reply.start(200, {})
+        await reply.write(b"data: x\n\n")
+        await reply.end(b"data: [DONE]\n\n")
+        await trio.lowlevel.checkpoint()
+        seen.append(reply.client_gone)
+
+    server = await serving(door(respond))
+    client = await server.connect()
+    for _ in range(20):
+        await client.send(ASK + b"content-length: 0\r\n\r\n")
+        await client.answer()
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert seen == [False] * 20

@@ -1,6 +1,8 @@
 import json
+import random
 import socket
 import ssl
+from contextlib import suppress
 
 import pytest
 import trio
@@ -823,3 +825,56 @@ def test_all_addresses_of_a_host_share_a_port():
     finally:
         for sock in sockets:
             sock.close()
+
+
+# Fuzz
+
+
+async def patient(scope, receive, send):
+    """Take whatever comes to its end, and answer requests."""
+    assert scope["type"] != "lifespan"
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+    while not (message := await receive())["type"].endswith(".disconnect"):
+        if scope["type"] == "http" and not message["more_body"]:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"well", "more_body": False})
+
+
+def mutated(chance, data):
+    data = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(data))
+        data[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+    return bytes(data)
+
+
+async def test_no_mutation_of_a_request_hurts_the_server(serving):
+    server = await serving(patient, header_seconds=0.2, body_seconds_min=0.1)
+    chance = random.Random(20261121)  # the same requests each time
+    seeds = (
+        HELLO + HELLO,
+        HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + HELLO,
+        HEAD + b"content-length: 5\r\nexpect: 100-continue\r\n\r\nhello",
+        UPGRADE + b"\x81\x82\x00\x00\x00\x00hi",
+    )
+
+    async def try_one(data, cut):
+        client = await server.connect()
+        with suppress(trio.BrokenResourceError):  # refused before all of it was sent
+            await client.send(data[:cut])
+            await trio.lowlevel.checkpoint()
+            await client.send(data[cut:])
+            await client.stream.send_eof()
+        for answer in (await client.rest()).split(b"HTTP/1.1 ")[1:]:
+            assert answer[:3] in {b"100", b"101", b"200", b"400", b"408", b"417"}
+
+    for _ in range(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                data = mutated(chance, chance.choice(seeds))
+                nursery.start_soon(try_one, data, chance.randrange(len(data) + 1))
+    assert [event for _, event, _ in server.logged] == ["server"]  # it has no lifespan
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).body == b"well"

@@ -170,7 +170,8 @@ async def test_a_key_sees_its_own_limits_what_remains_and_when_they_are_full_aga
 
     await page.post("/v1/chat/completions", body(), key)
     used = (await page.get("/v1/key", key)).json
-    assert used["remaining"] == {"requests": 5, "tokens": 9985, "concurrency": 3}
+    assert (used["remaining"]["requests"], used["remaining"]["concurrency"]) == (5, 3)
+    assert 9985 <= used["remaining"]["tokens"] < 10_000  # some have come back while the request ran
     assert used["resets_in_seconds"]["requests"] == pytest.approx(10, abs=0.1)
 
 
