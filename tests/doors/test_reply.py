@@ -145,3 +145,21 @@ async def test_without_a_heartbeat_silence_is_silence(autojump_clock):
     async with answering as reply, reply.keep_alive(b"", 1):
         await trio.sleep(100)
     assert answering.wire.messages == []
+
+
+async def test_a_heartbeat_that_falls_due_as_the_stream_fails_is_not_written_into_the_error(autojump_clock):
+    """Both wake in the same instant; whichever comes first, the answer is whole."""
+    for _ in range(100):
+        answering = Answering()
+        async with answering as reply:
+            async with reply.keep_alive(b": keep-alive\n\n", 5):
+                await trio.sleep(5)
+            early = reply.started
+            reply.start(400, {"content-type": "application/json"})
+            await reply.end(b"{}")
+        written = answering.wire.body
+        if early:
+            assert (answering.wire.messages[0]["status"], written) == (200, b": keep-alive\n\n{}")
+        else:
+            assert (answering.wire.messages[0]["status"], written) == (400, b"{}")
+            assert answering.wire.headers["content-length"] == "2"
