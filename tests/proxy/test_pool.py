@@ -5,40 +5,10 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
 from proxy.pool import Pool, Rest
-from proxy.types import Offer
+from tests.offers import offer
 
-TIERS = (Tier(0, Rates(input=1, output=1)),)
-MODEL = Model(
-    id="lab/m",
-    vendor="lab",
-    name="M",
-    wire_name="m",
-    dialect="openai_chat",
-    context_window=1000,
-    output_max=100,
-    output_field="max_tokens",
-    reasoning="none",
-    image_tokens_max=0,
-    audio_tokens_per_second_max=0,
-    message_tokens=0,
-    tools_tokens=0,
-    dense_bytes_per_token=1,
-    tokens_per_second_max=1,
-    prices=(Listing(TIERS),),
-)
-A = Offer(
-    provider="p",
-    kind="openai",
-    account="a",
-    dialect="openai_chat",
-    model=MODEL,
-    wire_name="m",
-    price=Price("lab/m", "p_1", TIERS),
-    bounds=Bounds(input=1, output=1),
-)
+A = offer()
 B = evolve(A, account="b")
 OTHER_MODEL = evolve(A, wire_name="n")
 
@@ -133,8 +103,8 @@ def test_rests_are_bounded_whatever_models_are_named(rests):
 def test_over_the_bound_the_rest_that_ends_first_is_forgotten_first():
     pool = Pool(rests_max=2)
     offers = [evolve(A, wire_name=name) for name in "xyz"]
-    for offer, until in zip(offers, (30.0, 20.0, 40.0), strict=True):
-        pool.rest(rest(offer, until=until))
+    for one, until in zip(offers, (30.0, 20.0, 40.0), strict=True):
+        pool.rest(rest(one, until=until))
     assert [one.model for one in pool.resting(0.0)] == ["x", "z"]
     pool.rest(rest(evolve(A, wire_name="w"), since=35.0, until=60.0))
     assert [one.model for one in pool.resting(0.0)] == ["z", "w"]

@@ -10,43 +10,27 @@ from attrs import define, evolve, field, frozen
 from accounting.hold import Books, Overloaded
 from accounting.ledger import Ledger
 from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
+from pricing.price import Bounds, Rates
 from pricing.usage import Meter, Reported, Usage
 from proxy.config import Account, Config, Deadlines, Failover, Provider
 from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
 from proxy.pool import Pool, Rest
-from proxy.types import Ask, Measures, Offer, ProviderError, Secret
+from proxy.types import Ask, Measures, ProviderError, Secret
 from proxy.upstreams.answer import ERROR_SECONDS, Upstreams
 from proxy.upstreams.client import ConnectionWasStale
+from tests.offers import model, offer
 
-TIERS = (Tier(0, Rates(input=1, output=2)),)
-MODEL = Model(
-    id="lab/model",
-    vendor="lab",
-    name="Model",
-    wire_name="model",
-    dialect="openai_chat",
-    context_window=10_000,
-    output_max=1_000,
-    output_field="max_tokens",
-    reasoning="off",
-    image_tokens_max=0,
-    audio_tokens_per_second_max=0,
-    message_tokens=4,
-    tools_tokens=0,
-    dense_bytes_per_token=2,
-    tokens_per_second_max=100,
-    prices=(Listing(TIERS),),
-)
-OFFER = Offer(
-    provider="p",
-    kind="openai",
-    account="a",
-    dialect="openai_chat",
-    model=MODEL,
-    wire_name="model",
-    price=Price("lab/model", "p_1", TIERS),
+OFFER = offer(
+    model(
+        "lab/model",
+        rates=Rates(input=1, output=2),
+        context_window=10_000,
+        output_max=1_000,
+        reasoning="off",
+        message_tokens=4,
+        dense_bytes_per_token=2,
+        tokens_per_second_max=100,
+    ),
     bounds=Bounds(input=100, output=100),
     stops_billing="yes",
     visible=True,

@@ -5,41 +5,12 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
 from proxy.errors import Rejected
-from proxy.types import Ask, Measures, Offer, Secret
+from proxy.types import Ask, Measures, Secret
 from proxy.upstreams.providers import TRAVELLING, anthropic, gemini, openai
+from tests.offers import model, offer
 
-TIERS = (Tier(0, Rates(input=1, output=1)),)
-MODEL = Model(
-    id="google/gemini-x",
-    vendor="google",
-    name="Gemini X",
-    wire_name="gemini-x",
-    dialect="gemini",
-    context_window=1000,
-    output_max=100,
-    output_field="maxOutputTokens",
-    reasoning="none",
-    image_tokens_max=0,
-    audio_tokens_per_second_max=0,
-    message_tokens=0,
-    tools_tokens=0,
-    dense_bytes_per_token=1,
-    tokens_per_second_max=1,
-    prices=(Listing(TIERS),),
-)
-OFFER = Offer(
-    provider="p",
-    kind="gemini",
-    account="a",
-    dialect="gemini",
-    model=MODEL,
-    wire_name="gemini-x",
-    price=Price("google/gemini-x", "p_1", TIERS),
-    bounds=Bounds(input=1, output=1),
-)
+OFFER = offer(model("google/gemini-x", "gemini"))
 ASK = Ask("openai_chat", "m", stream=False, measures=Measures(text_bytes=1), fields={})
 STREAM = evolve(ASK, stream=True)
 COUNT = evolve(ASK, free=True)

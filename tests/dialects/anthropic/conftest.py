@@ -4,13 +4,13 @@ from pathlib import Path as File
 
 import pytest
 
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
 from pricing.usage import Meter
 from proxy.config import RequestLimits
 from proxy.dialects.anthropic import Anthropic
 from proxy.errors import StreamBroken
-from proxy.types import Ask, Measures, Offer
+from proxy.types import Ask, Measures
+from tests.offers import model
+from tests.offers import offer as made
 
 RECORDINGS = File(__file__).parents[2] / "recordings"
 
@@ -27,36 +27,16 @@ def recording():
 
 @pytest.fixture
 def offer():
-    tiers = (Tier(0, Rates(input=3, output=15)),)
-    model = Model(
-        id="anthropic/claude-opus-5-5",
-        vendor="anthropic",
-        name="Claude",
+    claude = model(
+        "anthropic/claude-opus-5-5",
+        "anthropic",
         wire_name="claude-opus-5-5-20261001",
-        dialect="anthropic",
-        context_window=200_000,
-        output_max=64_000,
-        output_field="max_tokens",
         reasoning="off",
         image_tokens_max=1600,
-        audio_tokens_per_second_max=0,
         message_tokens=8,
         tools_tokens=400,
-        dense_bytes_per_token=2,
-        tokens_per_second_max=300,
-        prices=(Listing(tiers),),
-        created=0,
     )
-    return Offer(
-        provider="anthropic",
-        kind="anthropic",
-        account="main",
-        dialect="anthropic",
-        model=model,
-        wire_name="claude-opus-5-5-20261001",
-        price=Price("anthropic/claude-opus-5-5", "p_0", tiers),
-        bounds=Bounds(input=1, output=1),
-    )
+    return made(claude)
 
 
 class Run:

@@ -4,13 +4,13 @@ from pathlib import Path as File
 
 import pytest
 
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
 from pricing.usage import Meter
 from proxy.config import RequestLimits
 from proxy.dialects.gemini import Gemini
 from proxy.errors import StreamBroken
-from proxy.types import Ask, Measures, Offer
+from proxy.types import Ask, Measures
+from tests.offers import model
+from tests.offers import offer as made
 
 RECORDINGS = File(__file__).parents[2] / "recordings"
 
@@ -27,34 +27,9 @@ def recording():
 
 @pytest.fixture
 def offer():
-    tiers = (Tier(0, Rates(input=3, output=15)),)
-    model = Model(
-        id="google/gemini-3-pro",
-        vendor="google",
-        name="Gemini",
-        wire_name="gemini-3-pro",
-        dialect="gemini",
-        context_window=1_000_000,
-        output_max=64_000,
-        output_field="maxOutputTokens",
-        reasoning="on",
-        image_tokens_max=1600,
-        audio_tokens_per_second_max=32,
-        message_tokens=8,
-        tools_tokens=400,
-        dense_bytes_per_token=2,
-        tokens_per_second_max=300,
-        prices=(Listing(tiers),),
-    )
-    return Offer(
-        provider="google",
-        kind="gemini",
-        account="main",
-        dialect="gemini",
-        model=model,
-        wire_name="gemini-3-pro",
-        price=Price("google/gemini-3-pro", "p_0", tiers),
-        bounds=Bounds(input=1, output=1),
+    facts = {"context_window": 1_000_000, "reasoning": "on", "image_tokens_max": 1600}
+    return made(
+        model("google/gemini-3-pro", "gemini", **facts, audio_tokens_per_second_max=32, tools_tokens=400)
     )
 
 

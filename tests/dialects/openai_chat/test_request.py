@@ -6,13 +6,12 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pricing.catalog import Listing, Model
-from pricing.price import Bounds, Price, Rates, Tier
 from proxy.config import RequestLimits
 from proxy.dialects.openai_chat import OpenAIChat
 from proxy.dialects.openai_chat.request import CHOICES_MAX, FIELDS
 from proxy.errors import Kind, Rejected
-from proxy.types import Offer, Path
+from proxy.types import Path
+from tests import offers
 
 LIMITS = RequestLimits()
 DIALECT = OpenAIChat(LIMITS)
@@ -41,41 +40,13 @@ def part(kind, **more):
 
 
 def model(**more):
-    facts = {
-        "id": "openai/gpt-4o",
-        "vendor": "openai",
-        "name": "GPT-4o",
-        "wire_name": "gpt-4o",
-        "dialect": "openai_chat",
-        "context_window": 128_000,
-        "output_max": 16_384,
-        "output_field": "max_completion_tokens",
-        "reasoning": "none",
-        "image_tokens_max": 1445,
-        "audio_tokens_per_second_max": 0,
-        "message_tokens": 8,
-        "tools_tokens": 64,
-        "dense_bytes_per_token": 2,
-        "tokens_per_second_max": 200,
-        "prices": (Listing((Tier(0, Rates(input=1, output=1)),)),),
-        "created": 1,
-    }
-    return Model(**(facts | more))
+    facts = {"output_field": "max_completion_tokens", "context_window": 128_000, "output_max": 16_384}
+    return offers.model("openai/gpt-4o", **facts | more)
 
 
 def offer(**more):
-    tiers = (Tier(0, Rates(input=1, output=1)),)
-    facts = {
-        "provider": "openai",
-        "kind": "openai",
-        "account": "default",
-        "dialect": "openai_chat",
-        "model": model(),
-        "wire_name": "gpt-4o-2024-08-06",
-        "price": Price("openai/gpt-4o", "p_1", tiers),
-        "bounds": Bounds(1, 1),
-    }
-    return Offer(**(facts | more))
+    facts = {"model": model(), "wire_name": "gpt-4o-2024-08-06"}
+    return offers.offer(model(), **facts | more)
 
 
 def written(ask, **more):
