@@ -425,10 +425,16 @@ async def _demo(admin: Admin) -> dict[str, Any]:
 
 
 def running(config: Config) -> AdminClient | None:
-    """The gateway that runs on these books, if one does."""
+    """The gateway that runs on these books, if one does.
+
+    The lock is asked first: after a kill the address that stands in the state directory may be somebody else's by
+    now, and the admin token goes to nobody who does not hold the books.
+    """
+    state = Path(config.books.state_dir)
     try:
-        client = AdminClient.of(Path(config.books.state_dir))
-        os.kill(client.address.pid, 0)
+        client = AdminClient.of(state)
+        if not books.taken(state):
+            return None
         client.send("GET", f"{client.address.admin_url}/health", {})
     except (Unreachable, OSError):
         return None

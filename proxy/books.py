@@ -21,7 +21,7 @@ from accounting.hold import Books, Overloaded, Writer
 from accounting.ledger import Contradiction, Ledger
 from accounting.recorder import Recorder
 from accounting.records import Record, UsageRecord
-from accounting.recovery import JOURNAL, RecoveryError, recover
+from accounting.recovery import JOURNAL, LOCK, RecoveryError, recover
 from accounting.reports import Reader
 from accounting.scan import JournalDamaged, read_upto, scan
 from accounting.store import NAME as STORE_NAME
@@ -54,6 +54,16 @@ def wall_ms() -> int:
 def new_id(prefix: str) -> str:
     """A fresh id: 48 bits of time, so that ids sort by age, and 80 random ones, so that nodes need not agree."""
     return f"{prefix}_{wall_ms():012x}{secrets.token_hex(10)}"
+
+
+def taken(state: Path) -> bool:
+    """Whether a process has these books open to write."""
+    disk = OsDisk()
+    try:
+        disk.close(disk.lock(state / LOCK))
+    except BlockingIOError:
+        return True
+    return False
 
 
 def keep_catalog(state: Path, catalog: Catalog) -> None:

@@ -1,8 +1,11 @@
 """Real processes, killed: what a client has seen complete is in the books afterwards, once, and nothing is missing."""
 
 import json
+import os
 import random
+import socket
 import threading
+from contextlib import suppress
 
 import httpx
 
@@ -105,6 +108,25 @@ def test_a_killed_gateway_keeps_every_answer_that_a_client_saw_complete(tmp_path
     assert {record["usage_source"] for record in killed} <= {"recovered"}
     assert len(invoiced - set(named)) <= len(killed) <= KILLS * CLIENTS
     cli("verify", *config)
+
+
+def test_an_address_that_a_killed_gateway_left_behind_is_not_trusted(tmp_path):
+    """Whoever listens there now would be sent the admin token."""
+    heard = []
+    state = tmp_path / "state"
+    with running("demo", "--port", "0", "--state", state, tmp_path=tmp_path) as demo:
+        demo.process.kill()
+        demo.process.wait()
+        address = json.loads((state / "gateway.json").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.2)
+        port = other.getsockname()[1]
+        alive = {**address, "admin_url": f"http://127.0.0.1:{port}", "pid": os.getpid()}
+        (state / "gateway.json").write_text(json.dumps(alive))
+        cli("wallet", "list", "--state", state)
+        with suppress(TimeoutError):
+            heard.append(other.accept())
+    assert heard == []
 
 
 def everything(gate):
