@@ -453,11 +453,16 @@ def test_a_body_without_usage_is_complete_and_left_to_the_estimate(body):
     assert meter.content_bytes == len(body)
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"<html>", b'{"usage":' + b"[" * 5000, b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"]
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"usage":' + b"[" * 5000])
 def test_what_is_no_answer_is_broken(body):
     assert play(ask(stream=False), [body])[3] is not None
+
+
+def test_an_answer_nested_beyond_reason_is_broken_or_relayed_but_never_a_crash():
+    """How deep JSON may be nested differs between versions of Python."""
+    body = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    _, end, _, broken = play(ask(stream=False), [body])
+    assert broken is not None or end == body
 
 
 # --- the prelude ----------------------------------------------------------------------------------------
