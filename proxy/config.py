@@ -200,7 +200,7 @@ class Books:
     state_dir: str = field(default="farebox-state", validator=_not_empty)
     segment_bytes: int = field(default=64 * 2**20, validator=ge(2**20))
     durability: str = field(default="standard", validator=in_(("standard",)))
-    load_seconds: float = _positive(0.25)
+    load_seconds: float = _positive(0.5)
     load_records_max: int = field(default=20_000, validator=ge(1))
     unloaded_max: int = field(default=500_000, validator=ge(100))
     unsynced_seconds_max: float = _positive(10.0)
