@@ -20,7 +20,7 @@ from accounting.records import Receipt
 from pricing.money import Pico, micro_up, show
 from proxy.dialects.body import Object, encode
 from proxy.dialects.scrub import scrub
-from proxy.dialects.sse import Framer, data_of
+from proxy.dialects.sse import Framer, data_of, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
 
@@ -251,3 +251,23 @@ def with_cost(usage: Object, receipt: Receipt | None) -> Object:
     charged = receipt.record.charged
     plain = {name: raw for name, raw in usage.items() if name != "cost_details"}
     return {**plain, "cost": encode(show(charged)), "cost_micro": encode(micro_up(charged))}
+
+
+def costed(withheld: bytes, field: str, receipt: Receipt | None) -> bytes:
+    """The withheld end of a stream, with the cost in the last usage report that it holds.
+
+    Args:
+        withheld: whole frames.
+        field: where a frame of this dialect carries its report.
+        receipt: what it cost; without a record nothing is added.
+    """
+    if receipt is None or receipt.record is None:
+        return withheld
+    parts = frames(withheld)
+    for index in range(len(parts) - 1, -1, -1):
+        fields = take_apart(parts[index])
+        if fields is not None and bytes(fields.get(field, b""))[:1] == b"{":
+            usage = msgspec.json.decode(fields[field], type=dict[str, msgspec.Raw])
+            parts[index] = rewritten(parts[index], {**fields, field: encode(with_cost(usage, receipt))})
+            break
+    return b"".join(parts)

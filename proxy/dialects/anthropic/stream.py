@@ -14,8 +14,7 @@ from attrs import define, field
 from accounting.records import Receipt
 from proxy.dialects.anthropic import errors
 from proxy.dialects.anthropic.usage import RunningUsage
-from proxy.dialects.body import encode
-from proxy.dialects.passthrough import rewritten, take_apart, truncated, with_cost
+from proxy.dialects.passthrough import costed, truncated
 from proxy.dialects.sse import Framer, data_of, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
@@ -102,17 +101,7 @@ class Tap:
 
     def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
         """The withheld end, with the cost in its last report of usage."""
-        if receipt is None or receipt.record is None:
-            return withheld
-        parts = frames(withheld)
-        for index in range(len(parts) - 1, -1, -1):
-            event = take_apart(parts[index])
-            if event is not None and "usage" in event and bytes(event["usage"])[:1] == b"{":
-                usage = msgspec.json.decode(event["usage"], type=dict[str, msgspec.Raw])
-                event["usage"] = encode(with_cost(usage, receipt))
-                parts[index] = rewritten(parts[index], event)
-                break
-        return b"".join(parts)
+        return costed(withheld, "usage", receipt)
 
     def _count(self, block: bytes, size: int) -> None:
         """Show the meter what content goes by. Pings and frames that only open and close are none."""

@@ -14,10 +14,9 @@ import msgspec
 from attrs import define, field
 
 from accounting.records import Receipt
-from proxy.dialects.body import encode
 from proxy.dialects.gemini import errors
 from proxy.dialects.gemini.usage import RunningUsage
-from proxy.dialects.passthrough import Passthrough, rewritten, take_apart, truncated, with_cost
+from proxy.dialects.passthrough import Passthrough, costed, truncated
 from proxy.dialects.sse import Framer, data_of, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
@@ -106,17 +105,7 @@ class Tap:
 
     def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
         """The withheld end, with the cost in its last report of usage."""
-        if receipt is None or receipt.record is None:
-            return withheld
-        parts = frames(withheld)
-        for index in range(len(parts) - 1, -1, -1):
-            response = take_apart(parts[index])
-            if response is not None and bytes(response.get("usageMetadata", b""))[:1] == b"{":
-                usage = msgspec.json.decode(response["usageMetadata"], type=dict[str, msgspec.Raw])
-                response["usageMetadata"] = encode(with_cost(usage, receipt))
-                parts[index] = rewritten(parts[index], response)
-                break
-        return b"".join(parts)
+        return costed(withheld, "usageMetadata", receipt)
 
     def _last_frame(self, rest: bytes) -> bytes:
         """A frame that lacks its blank line: whole, torn, or an error, which never has one."""
