@@ -3,8 +3,8 @@
 The numbers are those of the list that the house was designed by:
 
     I1  every transfer moves a positive amount from one account to another, so balances sum to zero
-    I2  no wallet and no grant has paid out more than came in
-    I3  an attempt ends at most once, and nothing ends that did not begin
+    I2  no wallet, grant, task or key has paid out more than it may
+    I3  an attempt ends at most once, nothing ends that did not begin, and nothing happens to it outside of that
     I4  every row has its own line in the journal, and no line later than the last one loaded
     I5  what was loaded is what the journal says
     I6  the general ledger sums to the subledgers, wallet by wallet
@@ -13,23 +13,27 @@ The numbers are those of the list that the house was designed by:
     I9  every payment was credited once
     I11 balances in memory are the sums of what was written
     I12 open holds fit into their balances
-    I13 no attempt has been open for longer than an answer can take
+    I13 no attempt has been open for longer than an answer can take, unless it is a job
+    I14 what a provider invoices is what was settled (`accounting/invoice.py`)
 
-(I10 is about several machines, I14 about the providers' invoices; neither exists here yet.)
+(I10 is about several machines, and there is one.)
 
-The queries ask for what is in the store, whatever has been loaded since; each is one statement and so sees
-one instant. The comparisons take a snapshot of the live ledger and ask the store only up to its seq.
+The queries (`accounting/checks.py`) ask for what is in the store, whatever has been loaded since. The comparisons
+take a snapshot of the live ledger and ask the store only up to its seq.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from attrs import asdict, define, frozen
+from attrs import asdict, define, field, frozen
 
-from accounting.hold import Snapshot
-from accounting.ledger import Contradiction, Ledger, State
-from accounting.records import Attempt, Record, UsageRecord, Void
+from accounting.checks import CHECKS, LOADED, OPEN, OVERDRAWN, REMAINS, STALE_ATTEMPTS, TOTALS
+from accounting.ledger import Ledger, State
+from accounting.ports import Snapshot
+from accounting.records import Attempt, Extension, Job, Key, Progress, Record, UsageRecord, Void
+from accounting.refusals import Contradiction
 from accounting.reports import SEQ_MAX, Ask
+from accounting.spending import day_of, first_day
 from pricing.money import Pico
 
 SHOWN_MAX: Final = 20
@@ -45,173 +49,14 @@ class Finding:
     where: str
 
 
-@frozen
-class Check:
-    """A query that must return nothing; each row that it does return is (where, what)."""
-
-    invariant: str
-    sql: str
-
-
-_ENDS: Final = "(SELECT seq, request, number FROM usage UNION ALL SELECT seq, request, number FROM void)"
-_PAID: Final = """(
-    SELECT u.seq, u.request, u.number, u.wallet, leg.grant_ AS grant_, leg.amount AS amount
-    FROM (SELECT seq, request, number, wallet, unnest(legs) AS leg FROM usage) u
-)"""
-_REMAINS: Final = f"""
-    SELECT g.wallet AS wallet, g.grant_ AS grant_, g.amount - coalesce(sum(m.amount), 0) AS remains
-    FROM grant_ g LEFT JOIN (
-        SELECT grant_, amount FROM {_PAID} WHERE seq <= $1
-        UNION ALL SELECT grant_, amount FROM transfer WHERE grant_ IS NOT NULL AND seq <= $1
-    ) m ON m.grant_ = g.grant_
-    WHERE g.seq <= $1
-    GROUP BY g.seq, g.wallet, g.grant_, g.amount"""  # noqa: S608 - the same constants everywhere
-"""What is left of each grant after line $1."""
-
-CHECKS: Final = (
-    Check(
-        "I1",
-        """SELECT 'transfer ' || transfer, 'moves ' || amount || ' from ' || debit || ' to ' || credit
-           FROM transfer WHERE amount <= 0 OR debit = credit""",
-    ),
-    Check(
-        "I3",
-        f"""SELECT 'request ' || request || ', attempt ' || number, 'ended ' || count(*) || ' times'
-            FROM {_ENDS} GROUP BY request, number HAVING count(*) > 1""",  # noqa: S608
-    ),
-    Check(
-        "I3",
-        """SELECT 'request ' || request || ', attempt ' || number, 'began ' || count(*) || ' times'
-           FROM attempt GROUP BY request, number HAVING count(*) > 1""",
-    ),
-    Check(
-        "I3",
-        f"""SELECT 'request ' || e.request || ', attempt ' || e.number, 'ended but did not begin before'
-            FROM {_ENDS} e ANTI JOIN attempt a
-            ON a.request = e.request AND a.number = e.number AND a.seq < e.seq""",  # noqa: S608
-    ),
-    Check(
-        "I3",
-        """SELECT 'request ' || u.request || ', attempt ' || u.number, 'was settled otherwise than it began'
-           FROM usage u JOIN attempt a ON a.request = u.request AND a.number = u.number
-           WHERE (a.wallet, a.key, a.model, a.price_version, a.markup_ppm, a.hold)
-             <> (u.wallet, u.key, u.model, u.price_version, u.markup_ppm, u.held)""",
-    ),
-    Check(
-        "I4",
-        """SELECT 'line ' || seq, 'stands in ' || count(*) || ' rows' FROM (
-             SELECT seq FROM grant_ UNION ALL SELECT seq FROM attempt UNION ALL SELECT seq FROM usage
-             UNION ALL SELECT seq FROM void UNION ALL SELECT seq FROM wallet UNION ALL SELECT seq FROM api_key
-           ) GROUP BY seq HAVING count(*) > 1""",
-    ),
-    Check(
-        "I4",
-        """SELECT 'line ' || seq, 'is beyond the last one loaded' FROM (
-             SELECT seq FROM grant_ UNION ALL SELECT seq FROM attempt UNION ALL SELECT seq FROM usage
-             UNION ALL SELECT seq FROM void UNION ALL SELECT seq FROM wallet UNION ALL SELECT seq FROM api_key
-             UNION ALL SELECT seq FROM transfer
-           ) WHERE seq < 1 OR seq > (SELECT loaded_seq FROM meta)""",
-    ),
-    Check("I4", "SELECT 'meta', 'has ' || count(*) || ' rows' FROM meta HAVING count(*) <> 1"),
-    Check(
-        "I6",
-        f"""SELECT 'wallet ' || wallet,
-                   kind || ': ' || sum(ours) || ' in the subledger, ' || sum(posted) || ' posted'
-            FROM (
-              SELECT wallet, kind, 0::HUGEINT AS ours, amount AS posted FROM transfer
-              WHERE kind IN ('top_up', 'promo', 'usage', 'usage_promo', 'loss', 'cost')
-              UNION ALL
-              SELECT wallet, CASE kind WHEN 'paid' THEN 'top_up' ELSE 'promo' END, amount, 0 FROM grant_
-              UNION ALL
-              SELECT p.wallet, CASE g.kind WHEN 'paid' THEN 'usage' ELSE 'usage_promo' END, p.amount, 0
-              FROM {_PAID} p JOIN grant_ g ON g.grant_ = p.grant_
-              UNION ALL SELECT wallet, 'loss', loss, 0 FROM usage
-              UNION ALL SELECT wallet, 'cost', cost, 0 FROM usage
-            ) GROUP BY wallet, kind HAVING sum(ours) <> sum(posted)""",  # noqa: S608
-    ),
-    Check(
-        "I7",
-        """SELECT 'request ' || request || ', attempt ' || number,
-                  'charged ' || charged || ' at a price of ' || price
-                  || ' with ' || held || ' held and a loss of ' || loss
-           FROM usage WHERE charged <> least(price, held) OR loss <> price - charged""",
-    ),
-    Check(
-        "I7",
-        """SELECT 'request ' || request || ', attempt ' || number,
-                  'charged ' || charged || ' but its grants paid otherwise'
-           FROM usage WHERE charged <> coalesce(list_sum(list_transform(legs, lambda leg: leg.amount)), 0)""",
-    ),
-    Check(
-        "I7",
-        f"""SELECT 'request ' || p.request || ', attempt ' || p.number, 'was paid by grant ' || p.grant_
-            FROM {_PAID} p ANTI JOIN grant_ g
-            ON g.grant_ = p.grant_ AND g.wallet = p.wallet AND g.seq < p.seq""",  # noqa: S608
-    ),
-    Check(
-        "I7",
-        """SELECT 'transfer ' || t.transfer, 'takes from grant ' || t.grant_ FROM transfer t
-           ANTI JOIN grant_ g ON g.grant_ = t.grant_ AND g.wallet = t.wallet AND g.seq < t.seq
-           WHERE t.grant_ IS NOT NULL""",
-    ),
-    Check(
-        "I8",
-        """SELECT o.what,
-                  'in ' || o.currency || ', its wallet in ' || coalesce(w.currency, 'nothing: there is none')
-           FROM (
-             SELECT 'transfer ' || transfer AS what, wallet, currency FROM transfer UNION ALL
-             SELECT 'request ' || request || ', attempt ' || number, wallet, currency FROM usage
-           ) o LEFT JOIN wallet w ON w.wallet = o.wallet WHERE w.currency IS DISTINCT FROM o.currency""",
-    ),
-    Check(
-        "I8",
-        """SELECT o.what, 'belongs to no wallet' FROM (
-             SELECT 'grant ' || grant_ AS what, wallet FROM grant_ UNION ALL
-             SELECT 'key ' || key, wallet FROM api_key UNION ALL
-             SELECT 'request ' || request || ', attempt ' || number, wallet FROM attempt
-           ) o ANTI JOIN wallet w ON w.wallet = o.wallet""",
-    ),
-    Check(
-        "I9",
-        """SELECT 'payment ' || source_key, 'was credited ' || count(*) || ' times'
-           FROM grant_ GROUP BY source_key HAVING count(*) > 1""",
-    ),
-    Check(
-        "I9",
-        """SELECT 'grant ' || grant_, 'stands in the books ' || count(*) || ' times'
-           FROM grant_ GROUP BY grant_ HAVING count(*) > 1""",
-    ),
-)
-
-OVERDRAWN: Final = f"""
-    SELECT 'wallet ' || wallet || ', grant ' || grant_, 'has ' || remains || ' left'
-    FROM ({_REMAINS}) WHERE remains < 0"""  # noqa: S608
-
-STALE_ATTEMPTS: Final = """
-    SELECT 'request ' || request || ', attempt ' || number, 'open since ' || at_ms FROM open_attempt
-    WHERE kind = 'call' AND at_ms < ?"""
-
-LOADED: Final = "SELECT loaded_seq FROM meta"
-
-OPEN: Final = f"""
-    SELECT a.request, a.number, a.hold FROM attempt a
-    ANTI JOIN (SELECT * FROM {_ENDS} WHERE seq <= $1) e ON a.request = e.request AND a.number = e.number
-    WHERE a.seq <= $1"""  # noqa: S608
-
-
-TOTALS: Final = """
-    SELECT (SELECT count(*) FROM attempt WHERE seq <= $1), (SELECT count(*) FROM void WHERE seq <= $1),
-           count(*), coalesce(sum(charged), 0), coalesce(sum(price), 0), coalesce(sum(cost), 0),
-           coalesce(sum(loss), 0), coalesce(sum(input), 0), coalesce(sum(output), 0)
-    FROM usage WHERE seq <= $1"""
-
-
 @define
 class Totals:
     """What the requests in the books come to, added up line by line; journal and store must agree."""
 
     attempts: int = 0
     voids: int = 0
+    extensions: int = 0
+    jobs: int = 0
     settled: int = 0
     charged: Pico = 0
     price: Pico = 0
@@ -227,6 +72,10 @@ class Totals:
                 self.attempts += 1
             case Void():
                 self.voids += 1
+            case Extension():
+                self.extensions += 1
+            case Job():
+                self.jobs += 1
             case UsageRecord():
                 self.settled += 1
                 self.charged += record.charged
@@ -237,6 +86,65 @@ class Totals:
                 self.output += record.usage.output
             case _:
                 pass
+
+
+@define
+class _Window:
+    """What a key has spent in one window of its cap, and the largest cap that it had meanwhile."""
+
+    spent: Pico = 0
+    most: Pico | None = None
+
+
+@define
+class Caps:
+    """What keys spend under their caps (I2), line by line; the store has the newest line of a key alone.
+
+    What was asked for after a key was last changed was measured by that cap; only that is counted. A cap that is
+    lowered later takes nothing back, so the largest one counts; and one that is lifted is none.
+    """
+
+    wrong: list[tuple[str, str]] = field(factory=list, init=False)
+    _keys: dict[str, Key] = field(factory=dict, init=False)
+    _windows: dict[str, dict[tuple[str, int], _Window]] = field(factory=dict, init=False)
+    """By key, and then by what kind of window it is and its first day."""
+    _open: dict[tuple[str, int], tuple[str, _Window]] = field(factory=dict, init=False)
+
+    def count(self, record: Record) -> None:
+        """Take in one line."""
+        match record:
+            case Key():
+                self._change(record)
+            case Attempt():
+                self._begin(record)
+            case UsageRecord() | Void():
+                where, window = self._open.pop((record.request, record.number), ("", None))
+                if window is not None and isinstance(record, UsageRecord):
+                    self._spend(where, window, record.charged)
+            case _:
+                pass
+
+    def _change(self, key: Key) -> None:
+        self._keys[key.key] = key
+        for (kind, _), window in self._windows.get(key.key, {}).items():
+            if window.most is not None:
+                lifted = key.cap is None or key.cap_window != kind
+                window.most = None if lifted or key.cap is None else max(window.most, key.cap)
+
+    def _begin(self, attempt: Attempt) -> None:
+        key = self._keys.get(attempt.key)
+        asked_ms = attempt.hold_ms or attempt.at_ms
+        if key is not None and key.cap is not None and asked_ms > key.at_ms:
+            first = first_day(key.cap_window, day_of(asked_ms))
+            windows = self._windows.setdefault(key.key, {})
+            window = windows.setdefault((key.cap_window, first), _Window(0, key.cap))
+            where = f"key {key.key}, {key.cap_window} of day {first}"
+            self._open[attempt.request, attempt.number] = where, window
+
+    def _spend(self, where: str, window: _Window, charged: Pico) -> None:
+        window.spent += charged
+        if window.most is not None and window.spent > window.most:
+            self.wrong.append((where, f"was charged {window.spent} under a cap of {window.most}"))
 
 
 Lines = Iterable[tuple[int, Record]]
@@ -292,11 +200,14 @@ async def audit_ledger(ask: Ask, snapshot: Snapshot) -> tuple[Finding, ...]:
     ((loaded,),) = await ask(LOADED, ())
     if loaded < snapshot.seq:
         return (Finding("I4", f"loaded up to line {loaded}, asked for {snapshot.seq}", "store"),)
-    remains = {(wallet, grant): left for wallet, grant, left in await ask(_REMAINS, (snapshot.seq,)) if left}
+    remains = {(wallet, grant): left for wallet, grant, left in await ask(REMAINS, (snapshot.seq,)) if left}
     opened = {(request, number): hold for request, number, hold in await ask(OPEN, (snapshot.seq,))}
     state = snapshot.state
     live = {(one.wallet.wallet, grant): left for one in state.wallets for grant, left in one.grants}
-    live_open = {(attempt.request, attempt.number): attempt.hold for attempt, _ in state.open_attempts}
+    live_open = {
+        (attempt.request, attempt.number): hold
+        for (attempt, _), hold in zip(state.open_attempts, state.holds, strict=True)
+    }
     wrong = [
         (
             f"wallet {wallet}, grant {grant}",
@@ -325,8 +236,8 @@ async def store_totals(ask: Ask, seq: int) -> Totals:
 def audit_state(state: State) -> list[Finding]:
     """Check one instant of the ledger against itself (I2, I11, I12)."""
     open_holds: dict[str, int] = {}
-    for attempt, _ in state.open_attempts:
-        open_holds[attempt.wallet] = open_holds.get(attempt.wallet, 0) + attempt.hold
+    for (attempt, _), hold in zip(state.open_attempts, state.holds, strict=True):
+        open_holds[attempt.wallet] = open_holds.get(attempt.wallet, 0) + hold
     found = []
     for one in state.wallets:
         where = f"wallet {one.wallet.wallet}"
@@ -344,14 +255,14 @@ def audit_state(state: State) -> list[Finding]:
 
 
 def audit_journal(lines: Lines, snapshot: Snapshot, stored: Totals) -> tuple[Finding, ...]:
-    """Read the journal as recovery would, up to the snapshot, and compare memory and store with it (I4, I5).
+    """Read the journal as recovery would, up to the snapshot, and compare memory and store with it (I2, I4, I5).
 
     Args:
         lines: (seq, record) as scanned, from the first; its chain of checksums is the scanner's to check.
         snapshot: the live ledger; holds without an attempt are not in the journal and not compared.
         stored: what the store says, up to the same line.
     """
-    ledger, totals, last = Ledger(), Totals(), 0
+    ledger, totals, caps, last = Ledger(), Totals(), Caps(), 0
     for seq, record in lines:
         if seq > snapshot.seq:
             break
@@ -359,6 +270,7 @@ def audit_journal(lines: Lines, snapshot: Snapshot, stored: Totals) -> tuple[Fin
             return (Finding("I4", f"line {last} is followed by {seq}", f"journal, line {seq}"),)
         last = seq
         totals.count(record)
+        caps.count(record)
         try:
             ledger.replay(record)
         except Contradiction as contradiction:
@@ -372,7 +284,7 @@ def audit_journal(lines: Lines, snapshot: Snapshot, stored: Totals) -> tuple[Fin
         for name in said
         if said[name] != loaded[name]
     ]
-    return tuple(_findings("I5", wrong))
+    return (*_findings("I2", caps.wrong), *_findings("I5", wrong))
 
 
 def _differences(said: State, live: State) -> list[tuple[str, str]]:
@@ -392,9 +304,15 @@ def _differences(said: State, live: State) -> list[tuple[str, str]]:
             )
     if set(said.keys) != set(live.keys):
         wrong.append(("keys", "are not those of the journal"))
-    if dict(said.open_attempts) != dict(live.open_attempts):
+    if _open(said) != _open(live):
         wrong.append(("open attempts", "are not those of the journal"))
     return wrong
+
+
+def _open(state: State) -> dict[Attempt, tuple[Progress | None, Pico]]:
+    """Every open attempt with the last that was written about it, and what is set aside."""
+    both = zip(state.open_attempts, state.holds, strict=True)
+    return {attempt: (progress, hold) for (attempt, progress), hold in both}
 
 
 def _findings(invariant: str, wrong: list[tuple[str, str]]) -> list[Finding]:

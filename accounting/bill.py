@@ -11,16 +11,21 @@ in the dearest class that the request allows. And it is never above the hold, be
 request's bounds.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from itertools import product
 from math import ceil
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from attrs import evolve, frozen
+from msgspec.structs import replace
 
 from accounting.records import Ending, Progress
+from accounting.spending import EMPTY_FREE
 from pricing.money import Pico, marked_up
 from pricing.price import Bounds, Price
-from pricing.usage import NO_USAGE, Estimated, Meter, Reported, Source, Usage, total
+from pricing.usage import BUCKETS, NO_USAGE, Estimated, Meter, Reported, Source, Usage, total
 
 
 class Report(StrEnum):
@@ -94,8 +99,8 @@ TABLE: Final = (
     ),
     # the provider's last word, however the rest went
     Row(_ALL, Rule.REPORT, Rule.REPORT, report=Report.FINAL),
-    # we closed the connection, that stopped the bill, and nothing was hidden
-    Row(frozenset({_E.HUNG_UP}), Rule.SEEN, Rule.SEEN, stops=True, visible=True),
+    # we closed the connection for the client's sake, that stopped the bill, and nothing was hidden
+    Row(frozenset({_E.HUNG_UP, _E.EXHAUSTED}), Rule.SEEN, Rule.SEEN, stops=True, visible=True),
     # everything else has no last word
     Row(_ALL, Rule.ESTIMATE, Rule.ESTIMATE),
 )
@@ -128,8 +133,25 @@ def rule(
     raise AssertionError("the table's last row fits everything")  # pragma: no cover
 
 
+_CLOSED_BY_US: Final = frozenset(
+    {_E.TIMED_OUT, _E.STALLED, _E.HUNG_UP, _E.EXHAUSTED, _E.SHUTDOWN, _E.INTERNAL}
+)
+"""The provider might have gone on. Where hanging up does not stop its bill, it may have."""
+
 _USUAL: Final = Ruling(Rule.REPORT, Rule.REPORT)
 """What `rule` says of a complete answer with a final report, which is nearly all of them."""
+
+
+PRODUCED: Final = (
+    "output",
+    "audio_output",
+    "image_output",
+    "web_searches",
+    "seconds",
+    "characters",
+    "images",
+)
+"""Buckets of what a provider made or did for the caller, apart from reading the request."""
 
 
 @frozen
@@ -144,6 +166,10 @@ class Terms:
         text_bytes: UTF-8 bytes of what becomes input text.
         dense_bytes_per_token: fewest bytes of content that a token usually carries.
         tokens_per_second_max: the fastest that the model is known to write.
+        slice_tokens: where the hold rolls, output tokens that it begins with; 0: it is the full one.
+        states_input: the provider states the input for good at the start of a stream.
+        choices: answers that are written side by side, each as fast as that.
+        holds_back: content may be kept back while it is written (Anthropic: tool input, until a value is complete).
     """
 
     model: str
@@ -158,6 +184,10 @@ class Terms:
     text_bytes: int
     dense_bytes_per_token: int
     tokens_per_second_max: int
+    slice_tokens: int = 0
+    states_input: bool = False
+    choices: int = 1
+    holds_back: bool = False
 
 
 @frozen
@@ -185,7 +215,14 @@ class Bill:
 
 
 def bill(
-    terms: Terms, meter: Meter, ending: Ending, *, elapsed_seconds: float, relayed: bool, gone: bool = False
+    terms: Terms,
+    meter: Meter,
+    ending: Ending,
+    *,
+    elapsed_seconds: float,
+    relayed: bool,
+    gone: bool = False,
+    quiet_seconds: float = 0.0,
 ) -> Bill:
     """Make out the bill of an attempt that ended while we were there to see it.
 
@@ -196,6 +233,7 @@ def bill(
         elapsed_seconds: since it was sent.
         relayed: bytes of it were handed to the client.
         gone: the client has left.
+        quiet_seconds: since content was last seen.
     """
     report = _report(meter)
     if ending is Ending.COMPLETE and report is Report.FINAL:
@@ -214,13 +252,43 @@ def bill(
         known = meter.reported
     elif ruling.cost is not Rule.NOTHING:
         hidden = ruling.cost is Rule.ESTIMATE and _may_hide(terms, ending)
+        if ruling.cost is Rule.SEEN and terms.holds_back and meter.content_frames:
+            hidden, elapsed_seconds = True, quiet_seconds  # in which a long value may have been written
         known = estimate(terms, meter, elapsed_seconds=elapsed_seconds, hidden=hidden, because=ending.value)
     if known is None:
         return Bill((), Source.NONE, 0, 0)
-    legs = _with_call(terms.price, known.legs)
-    cost = terms.price.list_cost(legs)
-    price = 0 if ruling.charge is Rule.NOTHING else marked_up(cost, terms.price.markup_ppm)
-    return Bill(legs, known.source, price, cost, _flags(terms.price, known, legs, ending))
+    price = terms.price
+    legs = with_call(price, known.legs)
+    cost = price.list_cost(legs)
+    return Bill(
+        legs,
+        known.source,
+        0 if ruling.charge is Rule.NOTHING else marked_up(cost, price.markup_ppm),
+        cost,
+        _flags(terms, known, legs, ending),
+    )
+
+
+def is_empty(terms: Terms, meter: Meter, ending: Ending) -> bool:
+    """Whether an answer is an empty completion: whole, and by the provider's last word nothing was written.
+
+    An explicit zero is a report; a missing one is none. Nobody may have seen any content either, and whoever asked
+    for no output (to fill a cache, say) got what was asked for.
+    """
+    reported = meter.reported
+    return (
+        ending is Ending.COMPLETE
+        and reported is not None
+        and reported.final
+        and terms.bounds.output > 0
+        and not (meter.content_frames or meter.content_bytes)
+        and not any(getattr(leg, name) for leg in reported.legs for name in PRODUCED)
+    )
+
+
+def waived(made: Bill) -> Bill:
+    """The bill of an empty completion that is free: the customer owes nothing, and the operator what it did."""
+    return evolve(made, price=0, flags=(*made.flags, EMPTY_FREE))
 
 
 def estimate(
@@ -234,7 +302,7 @@ def estimate(
     """
     written = max(meter.content_frames, -(-meter.content_bytes // terms.dense_bytes_per_token))
     if hidden:
-        written += ceil(max(elapsed_seconds, 0.0) * terms.tokens_per_second_max)
+        written += ceil(max(elapsed_seconds, 0.0) * terms.tokens_per_second_max * terms.choices)
     written = min(written, terms.bounds.output)
     stated = meter.reported
     if stated is not None:
@@ -244,7 +312,7 @@ def estimate(
             if written <= already:
                 return stated
             *before, last = stated.legs
-            return Estimated((*before, evolve(last, output=last.output + written - already)), because)
+            return Estimated((*before, replace(last, output=last.output + written - already)), because)
         written = max(written, already)
     return Estimated((_dearest(terms, _input_upper(terms), written),), because)
 
@@ -280,43 +348,138 @@ def _input_upper(terms: Terms) -> int:
 
 
 def _dearest(terms: Terms, read: int, written: int) -> Usage:
-    """That many tokens in the dearest classes that the request allows, as a provider might report them."""
-    bounds = terms.bounds
-    reads = ["input", "cache_read"]
-    if bounds.cache_writes != "none":
-        reads.append("cache_write_5m")
-    if bounds.cache_writes == "1h":
-        reads.append("cache_write_1h")
-    if bounds.audio:
-        reads += ["audio_input", "audio_cached"]
-    if bounds.image:
-        reads.append("image_input")
-    writes = ["output"]
-    if bounds.audio_output:
-        writes.append("audio_output")
-    if bounds.image_output:
-        writes.append("image_output")
-    candidates = (
-        Usage(**{into: read, out: written, "web_searches": bounds.web_searches})
-        for into in reads
-        for out in writes
-    )
-    return max(candidates, key=lambda usage: terms.price.list_cost((usage,)))
+    """That many tokens in the dearest classes that the body or the vendor's habits allow, as it might be reported."""
+    each = terms.price.tier_at(read).each
+    into, out = (max(places, key=each.__getitem__) for places in terms.price.classes(terms.bounds))
+    counts = {BUCKETS[into]: read, BUCKETS[out]: written, "web_searches": terms.bounds.web_searches}
+    return Usage(**counts)
 
 
-def _with_call(price: Price, legs: tuple[Usage, ...]) -> tuple[Usage, ...]:
+def with_call(price: Price, legs: tuple[Usage, ...]) -> tuple[Usage, ...]:
     """Count the call itself, where it has a price and the report does not count it."""
     if legs and price.tiers[0].rates.requests and not any(leg.requests for leg in legs):
-        return (evolve(legs[0], requests=1), *legs[1:])
+        return (replace(legs[0], requests=1), *legs[1:])
     return legs
 
 
 def _flags(
-    price: Price, known: Reported | Estimated, legs: tuple[Usage, ...], ending: Ending
+    terms: Terms, known: Reported | Estimated, legs: tuple[Usage, ...], ending: Ending
 ) -> tuple[str, ...]:
-    flags = [f"unpriced:{name}" for name in price.unpriced(legs)]
+    flags = [f"unpriced:{name}" for name in terms.price.unpriced(legs)]
     if isinstance(known, Reported):
         flags += known.flags
     elif ending is Ending.COMPLETE:
         flags.append("no_report")
-    return tuple(sorted(flags))
+    if ending in _CLOSED_BY_US and terms.stops_billing != "yes" and not _is_final(known):
+        flags.append("bills_on")
+    return tuple(sorted(flags)) if len(flags) > 1 else tuple(flags)
+
+
+def _is_final(known: Reported | Estimated) -> bool:
+    return isinstance(known, Reported) and known.final
+
+
+# -- the table, for people -------------------------------------------------------------------------
+
+COLUMNS: Final = (
+    "how it ended",
+    "the provider's report",
+    "bytes relayed",
+    "the client",
+    "hanging up stops the bill",
+    "the customer pays",
+    "the operator's cost",
+)
+
+_ENDINGS: Final[Mapping[Ending, str]] = MappingProxyType(
+    {
+        _E.COMPLETE: "complete",
+        _E.NEVER_SENT: "never sent",
+        _E.REFUSED: "refused by the provider",
+        _E.UNREACHED: "no answer came",
+        _E.TIMED_OUT: "no content within our deadline",
+        _E.BROKEN: "cut off or failed at the provider",
+        _E.STALLED: "not finished within our deadline",
+        _E.HUNG_UP: "the client left, and we closed the connection",
+        _E.EXHAUSTED: "the credit was used up, and we closed the connection",
+        _E.SHUTDOWN: "we were told to stop",
+        _E.INTERNAL: "our own fault",
+        _E.KILLED: "the process died",
+    }
+)
+
+_RULES: Final[Mapping[Rule, str]] = MappingProxyType(
+    {
+        Rule.REPORT: "the report",
+        Rule.SEEN: "what was seen",
+        Rule.ESTIMATE: "the estimate",
+        Rule.PROGRESS: "the last progress",
+        Rule.NOTHING: "nothing",
+    }
+)
+
+_QUESTIONS: Final[tuple[Mapping[Any, str], ...]] = (
+    MappingProxyType({Report.FINAL: "final", Report.PARTIAL: "partial", Report.NONE: "none"}),
+    MappingProxyType({True: "yes", False: "no"}),
+    MappingProxyType({False: "is there", True: "has left"}),
+    MappingProxyType(
+        {
+            ("yes", True): "yes, and all is visible",
+            ("yes", False): "yes, but some is hidden",
+            ("no", True): "no",
+            ("no", False): "no, and some is hidden",
+        }
+    ),
+)
+"""What the table distinguishes: report, relayed, gone, and (stops billing, visible); unknown is as no."""
+
+_Case = tuple[tuple[Any, ...], ...]
+"""The values of each of the questions that a row is about."""
+
+
+def table() -> tuple[tuple[str, ...], ...]:
+    """The truth table as rows of words under `COLUMNS`; each case lies in exactly one of them."""
+    alike: dict[tuple[Ruling, ...], list[Ending]] = {}
+    everything = tuple(tuple(question) for question in _QUESTIONS)
+    for ending in _ENDINGS:
+        alike.setdefault(tuple(_rulings(ending, everything)), []).append(ending)
+    return tuple(
+        ("; ".join(_ENDINGS[ending] for ending in endings), *words)
+        for endings in alike.values()
+        for words in _rows(endings[0], everything)
+    )
+
+
+def _rulings(ending: Ending, case: _Case) -> list[Ruling]:
+    return [
+        rule(ending, report, relayed=relayed, stops_billing=stops, visible=visible, gone=gone)
+        for report, relayed, gone, (stops, visible) in product(*case)
+    ]
+
+
+def _rows(ending: Ending, case: _Case) -> list[tuple[str, ...]]:
+    """As few rows as asking one question after the other can make of a case."""
+    rulings = _rulings(ending, case)
+    if len(set(rulings)) == 1:
+        words = [_said(question, values) for question, values in zip(_QUESTIONS, case, strict=True)]
+        return [(*words, _RULES[rulings[0].charge], _RULES[rulings[0].cost])]
+    best: list[tuple[str, ...]] = []
+    for place, values in enumerate(case):
+        answers: dict[tuple[Ruling, ...], tuple[Any, ...]] = {}
+        for value in values:
+            found = tuple(_rulings(ending, (*case[:place], (value,), *case[place + 1 :])))
+            answers[found] = (*answers.get(found, ()), value)
+        if len(answers) > 1:
+            parts = [_rows(ending, (*case[:place], same, *case[place + 1 :])) for same in answers.values()]
+            rows = [row for part in parts for row in part]
+            best = min(best or rows, rows, key=len)
+    return best
+
+
+def _said(question: Mapping[Any, str], values: tuple[Any, ...]) -> str:
+    """The answers in words: none where it does not matter."""
+    if len(values) == len(question):
+        return ""
+    if len(values) > 1 and ("yes", True) in question:
+        return "no, or not known, or some is hidden"
+    return " or ".join(question[value] for value in values)

@@ -3,7 +3,8 @@
     with books.hold(request_id, spender, amount, reply) as hold:
         hold.attempt(terms)          A is in the journal before anything is sent
         hold.sending()               the first byte is about to leave: from here on it costs
-        …                            hold.meter learns what is used, hold.cover(chunk) what is relayed
+        …                            hold.meter learns what is used; hold.cover(chunk, cut) stands before every
+                                     write: it lets the hold grow (X), or cuts the answer off
         await hold.journaled()       A is on the platter before the client's first byte
                                      leaving settles: S (or V, where nothing was sent), synchronously
     await hold.settled()             S is on the platter before the client sees the end
@@ -15,26 +16,23 @@ durability alone. Leaving never raises: an error in it is settled at the estimat
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Literal, Self
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
+from msgspec.structs import replace
 
-from accounting.bill import Bill, Terms, bill, estimate, recovered
-from accounting.ledger import (
-    DuplicateGrant,
-    Insufficient,
-    KeyRevoked,
-    Ledger,
-    State,
-    UnknownKey,
-    WalletFrozen,
-)
+from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call
+from accounting.claims import Claim
+from accounting.ledger import Ledger, OpenAttempt
+from accounting.ports import Balance, Client, Overloaded, Snapshot, Writer
 from accounting.records import (
     Attempt,
     Ending,
+    Extension,
     Grant,
     GrantKind,
+    Job,
     Key,
     Progress,
     Receipt,
@@ -44,12 +42,16 @@ from accounting.records import (
     Void,
     Wallet,
 )
+from accounting.refusals import DuplicateGrant, Insufficient, KeyRevoked, WalletFrozen
+from accounting.rolling import ALL, Reach
+from accounting.spending import Budget
 from pricing.money import Pico, marked_up
-from pricing.usage import Meter
+from pricing.usage import Meter, Source, Usage
 
 __all__ = [
     "Balance",
     "Books",
+    "Budget",
     "Client",
     "Hold",
     "Insufficient",
@@ -64,73 +66,8 @@ __all__ = [
 PLACES: Final = 2
 """Room that an attempt needs before it begins: for its A, and for its S or V."""
 
-_FAR: Final = 2**62
-"""More frames or bytes than any answer has: no progress is due."""
-
-
-class Overloaded(Exception):
-    """The books can take no more for now, or have failed.
-
-    Args:
-        because: why, in a few words, for the log and the caller.
-        retry_after_seconds: when trying again may help.
-    """
-
-    def __init__(self, because: str, retry_after_seconds: float = 1.0) -> None:
-        super().__init__(because)
-        self.because = because
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Writer(Protocol):
-    """Where records go; `accounting.recorder.Recorder`, or a fake."""
-
-    def reserve(self, places: int) -> None:
-        """Take room for later records. Raises `Overloaded` if one of them could find none."""
-        ...
-
-    def release(self, places: int) -> None:
-        """Give room back that is no longer needed."""
-        ...
-
-    def write(self, record: Record, *, reserved: bool = False) -> int:
-        """Write a record and say its seq; with `reserved` it uses up a reserved place and surely finds room.
-
-        Raises:
-            Overloaded: no room, or the books have failed. A reserved place is then still reserved.
-        """
-        ...
-
-    async def durable(self, seq: int) -> None:
-        """Return once all up to `seq` is on the platter. Raises `Overloaded` if the books have failed."""
-        ...
-
-
-class Client(Protocol):
-    """Who the answer is for; a `Reply`, or a fake."""
-
-    @property
-    def client_gone(self) -> bool:
-        """The client has left."""
-        ...
-
-
-@frozen
-class Balance:
-    """What a wallet has, in picos; `available` is what a new hold may take."""
-
-    balance: Pico
-    held: Pico
-    available: Pico
-    currency: str
-
-
-@frozen
-class Snapshot:
-    """The ledger as it was when `seq` was the last record that had changed it."""
-
-    seq: int
-    state: State
+Cut = Callable[[bytes, int, str], bytes]
+"""Ends an answer inside a chunk: the chunk, how much of its content is covered, and what is used up."""
 
 
 @define(eq=False)
@@ -144,6 +81,9 @@ class Books:
         now: monotonic seconds; for elapsed time.
         new_id: a fresh unique id with this prefix.
         progress_seconds, progress_tokens: how often an answer under way is written down.
+        empty_free_per_key_day: how many completions without a single token are free.
+        durability: `relaxed`, `standard` or `strict`; what waits for the platter (`config.Books`).
+        freed: told the wallet whenever something of its credit has come free.
         seq: of the last record that the ledger has taken in.
     """
 
@@ -154,31 +94,33 @@ class Books:
     new_id: Callable[[str], str]
     progress_seconds: float = field(default=2.0, kw_only=True)
     progress_tokens: int = field(default=1000, kw_only=True)
+    durability: Literal["relaxed", "standard", "strict"] = field(default="standard", kw_only=True)
+    empty_free_per_key_day: int = field(default=0, kw_only=True)
+    freed: Callable[[str], None] = field(default=lambda _wallet: None, kw_only=True)
     seq: int = field(default=0, kw_only=True)
 
-    def hold(self, request: str, spender: Spender, amount: Pico, client: Client) -> "Hold":
+    def claim(self, spender: Spender, budget: Budget | None = None, max_cost: Pico | None = None) -> Claim:
+        """For whom, and within which bounds, something is to be set aside now."""
+        return Claim(spender, self.clock(), budget, max_cost)
+
+    def hold(self, request: str, claim: Claim, amount: Pico, client: Client) -> "Hold":
         """Set credit aside for a request; zero is legal (free calls).
 
         Raises:
-            Insufficient, WalletFrozen, KeyRevoked, UnknownWallet: nothing was set aside.
+            Insufficient, WalletFrozen, KeyRevoked, UnknownWallet, UnknownTask, TooManyTasks: nothing was set
+                aside.
         """
-        try:
-            revoked = self.ledger.key(spender.key).revoked
-        except UnknownKey:
-            revoked = False  # keys are checked at the door; here we only catch one revoked since then
-        if revoked:
-            raise KeyRevoked(spender.key)
-        self.ledger.take(request, spender.wallet, amount)
-        return Hold(self, request, spender, amount, client)
+        self.ledger.take(request, claim, amount)
+        return Hold(self, request, claim, amount, client)
 
     def balance(self, wallet: str) -> Balance:
         """What a wallet has. Raises `UnknownWallet`."""
         balance, held = self.ledger.balance(wallet), self.ledger.held(wallet)
         return Balance(balance, held, max(balance - held, 0), self.ledger.wallet(wallet).currency)
 
-    def available(self, wallet: str) -> Pico:
-        """What a new hold may take. Raises `UnknownWallet`."""
-        return max(self.ledger.available(wallet), 0)
+    def available_to(self, claim: Claim) -> Pico:
+        """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
+        return self.ledger.available_to(claim)
 
     def snapshot(self) -> Snapshot:
         """Ledger and seq in one synchronous step, to compare the store with once it is loaded so far."""
@@ -193,8 +135,9 @@ class Books:
 
     async def freeze_wallet(self, wallet: str, *, frozen: bool = True) -> Wallet:
         """Freeze or thaw a wallet; open holds settle in any case. Returns once it is durable."""
-        changed = evolve(self.ledger.wallet(wallet), frozen=frozen, at_ms=self.clock())
+        changed = replace(self.ledger.wallet(wallet), frozen=frozen, at_ms=self.clock())
         await self.writer.durable(self.put_down(changed))
+        self.freed(wallet)
         return changed
 
     async def top_up(
@@ -215,7 +158,9 @@ class Books:
         except DuplicateGrant as duplicate:
             await self.writer.durable(self.seq)  # the first of the two may still be on its way to the platter
             return duplicate.existing, True
-        await self.writer.durable(self.put_down(grant))
+        seq = self.put_down(grant)
+        self.freed(wallet)
+        await self.writer.durable(seq)
         return grant, False
 
     async def create_key(self, key: Key) -> Key:
@@ -229,7 +174,7 @@ class Books:
 
     async def revoke_key(self, key: str) -> Key:
         """Refuse a key from now on; returns once that is durable. Raises `UnknownKey`, `Overloaded`."""
-        return await self._put_key(evolve(self.ledger.key(key), revoked=True, at_ms=self.clock()))
+        return await self._put_key(replace(self.ledger.key(key), revoked=True, at_ms=self.clock()))
 
     def expire_due(self, wallet: str | None = None) -> int:
         """Write off what has expired, as far as open holds allow and there is room; call it now and then.
@@ -244,6 +189,33 @@ class Books:
             except (Overloaded, OSError):
                 return count
         return len(transfers)
+
+    def jobs(self) -> tuple[OpenAttempt, ...]:
+        """Work that providers have taken on and that is not settled yet, oldest first: for its watchers."""
+        return tuple(opened for opened in self.ledger.open_attempts() if opened.job is not None)
+
+    def settle_job(self, request: str, *, finished: bool) -> UsageRecord | Void:
+        """Settle a job, once: at the price known beforehand if it finished, else void. Say so when durable.
+
+        Raises:
+            LookupError: no such job is open; it was settled before.
+            Overloaded: there is no room; try again.
+        """
+        opened = next((one for one in self.jobs() if one.attempt.request == request), None)
+        if opened is None or opened.job is None:
+            raise LookupError(f"no job of request {request} is open")
+        job, attempt = opened.job, opened.attempt
+        record: UsageRecord | Void
+        if finished:
+            made = Bill((job.usage,), Source.REPORTED, job.cost, job.list_cost)
+            record = self.ledger.settlement(
+                opened, made, Ending.COMPLETE, self.clock(), status=200, upstream_id=job.job
+            )
+        else:
+            record = Void(request, attempt.number, self.clock(), "failed")
+        self.put_down(record)
+        self.freed(attempt.wallet)
+        return record
 
     def put_down(self, record: Record, *, reserved: bool = False) -> int:
         """Write a record that the ledger has decided on, and apply it; one synchronous step. Says its seq."""
@@ -263,13 +235,18 @@ class _Open:
     """The attempt that is under way."""
 
     terms: Terms
-    attempt: Attempt
+    known: OpenAttempt
+    """As the ledger has it."""
+    reach: Reach
     began: float
     sent: bool = False
     status: int = 0
     upstream_id: str | None = None
     first_byte_ms: int | None = None
-    progress: Progress | None = None
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.known.attempt
 
 
 @define(eq=False)
@@ -277,48 +254,58 @@ class Hold:
     """Credit set aside for one request, from `Books.hold` until the end of its `with`.
 
     Attributes:
-        held: how much.
+        held: how much, by now.
         meter: what the attempt under way has used so far; emptied when the next one begins.
+        exhausted: what the credit was short of when the answer was cut off; `None`: it was not.
         error: what went wrong in settling, if anything; the request is settled nevertheless.
     """
 
     _books: Books
     request: str
-    spender: Spender
+    claim: Claim
     held: Pico
     _client: Client
     meter: Meter = field(factory=Meter, init=False)
+    exhausted: str | None = field(default=None, init=False)
     _receipt: Receipt | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     _open: _Open | None = field(default=None, init=False)
     _number: int = field(default=0, init=False)
     _last: UsageRecord | None = field(default=None, init=False)
     _relayed: bool = field(default=False, init=False)
+    _seen: int = field(default=0, init=False)
+    """Content, bytes and frames together, that had gone by at the last look."""
     _closed: bool = field(default=False, init=False)
     _places: int = field(default=0, init=False)
     _seq_attempt: int = field(default=0, init=False)
     _seq_end: int = field(default=0, init=False)
     _unwritten: Exception | None = field(default=None, init=False)
-    _frames_due: int = field(default=_FAR, init=False)
-    _bytes_due: int = field(default=_FAR, init=False)
+    _content_due: int = field(default=ALL, init=False)
     _seconds_due: float = field(default=0.0, init=False)
+    _content_at: float = field(default=0.0, init=False)
+    """When content was last seen."""
 
     # -- attempts ----------------------------------------------------------------------------------
 
-    def attempt(self, terms: Terms) -> None:
+    def attempt(self, terms: Terms, *, job: bool = False) -> None:
         """Begin an attempt: room for its end is taken, then A is written. Nothing may be sent before.
+
+        Args:
+            terms: what it is made under.
+            job: it is for work that may outlive its connection (see `accepted`).
 
         Raises:
             Overloaded: there is no room; nothing was begun.
         """
         if self._closed or self._open is not None:
             raise RuntimeError(f"request {self.request}: an attempt begins inside another or after the hold")
-        books, writer = self._books, self._books.writer
+        books, writer, claim = self._books, self._books.writer, self.claim
+        budget = claim.budget
         attempt = Attempt(
             self.request,
             self._number + 1,
-            self.spender.wallet,
-            self.spender.key,
+            claim.spender.wallet,
+            claim.spender.key,
             self.held,
             terms.model,
             terms.provider,
@@ -328,14 +315,19 @@ class Hold:
             terms.price.version,
             terms.price.markup_ppm,
             books.clock(),
+            "job" if job else "call",
+            claim.at_ms,
+            "" if budget is None else budget.id,
+            None if budget is None else budget.max,
         )
-        writer.reserve(PLACES)
-        self._places += PLACES
+        places = PLACES + job
+        writer.reserve(places)
+        self._places += places
         self._seq_attempt = books.seq = writer.write(attempt, reserved=True)
         self._places -= 1
-        books.ledger.apply_attempt(attempt)
+        known = books.ledger.apply_attempt(attempt)
         self._number += 1
-        self._open = _Open(terms, attempt, books.now())
+        self._open = _Open(terms, known, Reach(terms), books.now())
         self._reset()
 
     def sending(self) -> None:
@@ -359,8 +351,35 @@ class Hold:
         self._end(opened, ending, free=True)
         self._reset()
 
-    def cover(self, chunk: bytes) -> bytes:
-        """Stand between feed and write: note what is relayed, write progress when due, pass the chunk on.
+    def accepted(self, job: str, usage: Usage) -> None:
+        """The provider has taken the work on as this job, at a price known beforehand; leaving keeps it open.
+
+        Its hold stays until `Books.settle_job`, over restarts.
+        """
+        opened = self._now_open()
+        price, legs = opened.terms.price, (usage,)
+        cost = price.list_cost(legs)
+        record = Job(
+            self.request,
+            opened.attempt.number,
+            job,
+            usage,
+            marked_up(cost, price.markup_ppm),
+            cost,
+            self._books.clock(),
+        )
+        self._seq_end = self._books.put_down(record, reserved=True)
+        self._places -= 1
+
+    def cover(self, chunk: bytes, cut: Cut) -> bytes:
+        """Stand between feed and write: let nothing pass that the hold does not cover.
+
+        Notes what is relayed, writes progress when due, lets the hold grow and shrink. What cannot be covered is
+        never given: `exhausted` then says why, and nothing more may be relayed.
+
+        Args:
+            chunk: what is to be written now; its content has been metered.
+            cut: ends the answer inside the chunk; gives what of it may be written.
 
         Raises:
             RuntimeError: no attempt is open.
@@ -371,14 +390,18 @@ class Hold:
         if opened.first_byte_ms is None:
             opened.first_byte_ms = self._books.clock()
             opened.sent = True
+        meter, reach = self.meter, opened.reach
+        if reach.may_shrink and meter.reported is not None:
+            self._shrink(opened)
+        seen = meter.content_bytes + meter.content_frames
+        if seen > reach.covered and self.exhausted is None:
+            chunk = self._roll(opened, seen, chunk, cut)
+        now = self._books.now()
+        if seen != self._seen:
+            self._seen, self._content_at = seen, now
         if chunk:
             self._relayed = True
-        meter = self.meter
-        if (
-            meter.content_frames >= self._frames_due
-            or meter.content_bytes >= self._bytes_due
-            or self._books.now() >= self._seconds_due
-        ):
+        if seen >= self._content_due or now >= self._seconds_due:
             self._write_progress(opened)
         return chunk
 
@@ -391,8 +414,13 @@ class Hold:
 
     async def journaled(self) -> None:
         """Wait until A is on the platter: before the client's first byte. Raises `Overloaded`."""
-        if self._seq_attempt:
+        if self._seq_attempt and self._books.durability != "relaxed":
             await self._books.writer.durable(self._seq_attempt)
+
+    async def may_be_sent(self) -> None:
+        """With durability `strict`, wait until A is on the platter: before the request is sent. As `journaled`."""
+        if self._books.durability == "strict":
+            await self.journaled()
 
     async def settled(self) -> None:
         """Wait until the end of every attempt is on the platter: before the client's last byte.
@@ -402,7 +430,7 @@ class Hold:
         """
         if self._unwritten is not None:
             raise Overloaded("the books could not be written") from self._unwritten
-        if self._seq_end:
+        if self._seq_end and self._books.durability != "relaxed":
             await self._books.writer.durable(self._seq_end)
 
     @property
@@ -424,16 +452,20 @@ class Hold:
         if self._closed:
             return
         self._closed = True
-        books, wallet = self._books, self.spender.wallet
+        books, wallet, opened = self._books, self.claim.spender.wallet, self._open
+        goes_on = opened is not None and opened.known.job is not None
         try:
-            if self._open is not None:
-                self._end(self._open, self._ending(exc), free=False)
+            if opened is not None and not goes_on:
+                self._end(opened, self._ending(exc), free=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, the hold must close
             self.error = self._unwritten = error
         if self._places:  # an A or its end could not be written
             books.writer.release(self._places)
             self._places = 0
-        books.ledger.give_back(self.request)
+        if goes_on:
+            books.ledger.keep(self.request)
+        else:
+            books.ledger.give_back(self.request)
         books.expire_due(wallet)  # what this hold leaned on may have expired
         self._receipt = Receipt(
             self.request,
@@ -442,8 +474,11 @@ class Hold:
             books.ledger.held(wallet),
             books.ledger.wallet(wallet).currency,
         )
+        books.freed(wallet)
 
     def _ending(self, exc: BaseException | None) -> Ending:
+        if exc is None and self.exhausted is not None:
+            return Ending.EXHAUSTED
         try:
             return _ending(exc, self._client)
         except Exception as error:  # noqa: BLE001 - an exception or a client that cannot be asked
@@ -477,7 +512,13 @@ class Hold:
                 elapsed_seconds=elapsed,
                 relayed=self._relayed,
                 gone=self._client.client_gone,
+                quiet_seconds=self._books.now() - self._content_at,
             )
+            if made.price and is_empty(opened.terms, self.meter, ending) and self._may_be_free():
+                made = waived(made)
+            if made.price > self.held and opened.reach.is_part and not free:  # the report may say more
+                most = min(made.price, opened.reach.full)
+                self._extend(opened, most, most)
             return self._record(opened, ending, made, free=free)
         except Exception as error:  # noqa: BLE001 - an answer that went out is billed, whatever broke in here
             self.error = error
@@ -486,8 +527,15 @@ class Hold:
             made = evolve(self._estimated(opened, elapsed), flags=(flag,))
         except Exception as error:  # noqa: BLE001 - the last progress needs no arithmetic
             self.error = error
-            made = evolve(recovered(opened.progress), flags=(flag, f"settle_error:{type(error).__name__}"))
+            made = evolve(
+                recovered(opened.known.progress), flags=(flag, f"settle_error:{type(error).__name__}")
+            )
         return self._record(opened, ending, made, free=free)
+
+    def _may_be_free(self) -> bool:
+        """Whether this key may have another empty completion for nothing on that day."""
+        claim, books = self.claim, self._books
+        return books.ledger.empties(claim.spender.key, claim.at_ms) < books.empty_free_per_key_day
 
     def _estimated(self, opened: _Open, elapsed: float) -> Bill:
         """The bill without the report, which is the likeliest thing to have broken the rule."""
@@ -500,44 +548,76 @@ class Hold:
         return Bill(known.legs, known.source, marked_up(cost, terms.price.markup_ppm), cost)
 
     def _record(self, opened: _Open, ending: Ending, made: Bill, *, free: bool) -> UsageRecord:
-        attempt, books = opened.attempt, self._books
-        price = 0 if free else made.price
-        charged = min(price, self.held)
-        flags = made.flags
-        if price > charged:
-            flags += ("beyond_hold",)
-        if free:
-            flags += ("failed_over",)
-        return UsageRecord(
-            request=self.request,
-            number=attempt.number,
-            wallet=attempt.wallet,
-            key=attempt.key,
-            model=attempt.model,
-            provider=attempt.provider,
-            account=attempt.account,
-            dialect=attempt.dialect,
-            stream=attempt.stream,
-            outcome=ending,
+        return self._books.ledger.settlement(
+            opened.known,
+            evolve(made, price=0, flags=(*made.flags, "failed_over")) if free else made,
+            ending,
+            self._books.clock(),
             status=opened.status,
-            source=made.source,
-            usage=made.usage,
-            price_version=attempt.price_version,
-            markup_ppm=attempt.markup_ppm,
-            held=self.held,
-            price=price,
-            charged=charged,
-            cost=made.cost,
-            loss=price - charged,
-            currency=books.ledger.wallet(attempt.wallet).currency,
-            started_ms=attempt.at_ms,
-            ended_ms=books.clock(),
             first_byte_ms=opened.first_byte_ms,
-            usage_legs=made.legs if len(made.legs) > 1 else (),
-            legs=books.ledger.burn(attempt.wallet, charged),
-            flags=flags,
             upstream_id=opened.upstream_id,
         )
+
+    # -- rolling -----------------------------------------------------------------------------------
+
+    def _roll(self, opened: _Open, seen: int, chunk: bytes, cut: Cut) -> bytes:
+        """Let the hold grow over what has gone by; where it cannot, cut the answer at what it covers."""
+        reach, reported = opened.reach, self.meter.reported
+        if reported is not None and reported.final:  # nothing follows, and what it costs is known
+            price = opened.terms.price
+            needed = wanted = min(price.cost(with_call(price, reported.legs)), reach.full)
+        else:
+            needed, wanted = reach.needed(seen), reach.wanted(seen)
+        limit = self._extend(opened, needed, wanted)
+        reach.reach(self.held)
+        if limit is None:
+            return chunk
+        self.exhausted = limit
+        return cut(chunk, max(reach.covered - self._seen, 0), limit)
+
+    def _extend(self, opened: _Open, needed: Pico, wanted: Pico) -> str | None:
+        """Let the hold grow to what is wanted, or as far as it goes; says what it is short of for what is needed."""
+        if wanted <= self.held:
+            return None
+        amount, limit = wanted, "books"
+        try:
+            self._books.ledger.check_extension(self.request, wanted)
+        except Insufficient as short:
+            amount, limit = self.held + short.available, short.limit
+        except WalletFrozen:
+            return "wallet_frozen"
+        except KeyRevoked:
+            return "key_revoked"
+        if amount > self.held:
+            self._resize(opened, amount)
+        if self.held >= needed:
+            return None
+        return self._short_of(needed) or limit
+
+    def _short_of(self, needed: Pico) -> str | None:
+        """What stands in the way of no more than what is needed."""
+        try:
+            self._books.ledger.check_extension(self.request, needed)
+        except Insufficient as short:
+            return short.limit
+        return None
+
+    def _shrink(self, opened: _Open) -> None:
+        amount = opened.reach.shrunk(self.meter, self.held)
+        if amount is not None:
+            self._resize(opened, amount)
+            opened.reach.reach(self.held)
+            self._books.freed(self.claim.spender.wallet)
+
+    def _resize(self, opened: _Open, amount: Pico) -> None:
+        """Write X and apply it; where there is no room for it, the hold stays as it is."""
+        books = self._books
+        extension = Extension(self.request, opened.attempt.number, amount, books.clock())
+        try:
+            books.put_down(extension)
+        except (Overloaded, OSError):
+            return
+        self.held = amount
 
     # -- progress ----------------------------------------------------------------------------------
 
@@ -562,7 +642,6 @@ class Hold:
             if not isinstance(error, Overloaded):
                 self.error = error
             return
-        opened.progress = progress
 
     def _bill_now(self, opened: _Open) -> Bill:
         """The bill if the answer ended here, by no fault of the caller's."""
@@ -577,17 +656,16 @@ class Hold:
         )
 
     def _progress_due(self) -> None:
-        books, meter, opened = self._books, self.meter, self._open
+        books, opened = self._books, self._open
         self._seconds_due = books.now() + books.progress_seconds
-        self._frames_due = meter.content_frames + books.progress_tokens
         if opened is not None:
-            self._bytes_due = meter.content_bytes + books.progress_tokens * opened.terms.dense_bytes_per_token
+            self._content_due = self._seen + books.progress_tokens * (opened.terms.dense_bytes_per_token + 1)
 
     def _reset(self) -> None:
         """Begin to count anew, in the same meter: whoever has it sees the attempt under way and no other."""
         meter = self.meter
         meter.reported = None
-        meter.content_frames = meter.content_bytes = 0
+        meter.content_frames = meter.content_bytes = self._seen = 0
         self._progress_due()
 
     def _now_open(self) -> _Open:

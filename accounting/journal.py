@@ -1,15 +1,17 @@
 """The journal: append-only files of one checked line per record, which are the truth about all money.
 
-A line is `{"c":"<crc32>","s":<seq>,"t":"<kind>",…fields}` and a newline. The rules, weightiest first:
+The rules, weightiest first; `accounting/lines.py` says what a line is, `accounting/segment.py` what a file is:
 
-1. The CRC covers everything after itself, newline included, and is seeded with the CRC of the line before.
-   The first line of a segment (C0) is seeded with zero and names the last record before it, with its CRC.
-2. Records (W K G T A P S V) count on by one, over all segments. Lines about the journal itself (C0 C M)
+1. The first line of a segment (C0) names the last record before it, with its CRC: the chain of CRCs goes on from
+   segment to segment.
+2. Records (W K G T A P X J S V) count on by one, over all segments. Lines about the journal itself (C0 C M)
    repeat the seq before them, so that they never leave a gap where they are lost.
 3. M is written after a sync and before anybody is told of it: whatever lies at or below a mark was on the
    platter. A damaged line below a mark is a loss and stops the start; above the last it is a torn tail.
-4. A file that an error was seen on is never written or synced again (Linux marks pages clean that it failed
-   to write, so that a second fsync succeeds over lost data). The books have failed, then, and say so.
+4. A file that an error was seen on is never written or synced again (Linux marks pages clean that it failed to
+   write, so that a second fsync succeeds over lost data). What is not synced is still in memory: it is written,
+   under the same seqs, to a new segment, which begins behind the last synced record, so that whoever reads takes
+   every seq once. If that fails too, before the new segment was synced once, the books have failed, and say so.
 5. A segment gets its bytes when it is made, so that a full disk is met by the spare, in the background, and
    never by a settlement. Room is taken before it is needed: see `reserve`.
 
@@ -18,27 +20,28 @@ step that plans (in the loop), one that works (in a thread) and one that takes n
 `accounting/scan.py` reads what is written here.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-from zlib import crc32
+from typing import Final
 
-import msgspec
 from attrs import define, field, frozen
 
+from accounting.archive import put_away
+from accounting.carries import Carries
 from accounting.disk import Disk
-from accounting.records import (
-    LETTERS,
-    Attempt,
-    Carry,
-    CarryHead,
-    Mark,
-    Progress,
-    Record,
-    UsageRecord,
-    Void,
+from accounting.lines import encode
+from accounting.records import Attempt, CarryHead, Mark, Record, UsageRecord, Void
+from accounting.segment import (
+    File,
+    make_file,
+    make_spare,
+    name_file,
+    packed,
+    remove_file,
+    seal_file,
 )
 
 RECORD_BYTES: Final = 4096
@@ -53,22 +56,6 @@ HEAD_BYTES: Final = 256
 
 PLACE_BYTES: Final = RECORD_BYTES + MARK_BYTES
 
-ZEROS: Final = 2**20
-"""How much of a spare is zero-filled at a time."""
-
-OPEN: Final = ".open"
-SEALED: Final = ".ndjson"
-
-_PREFIX: Final = len('{"c":"00000000",')
-_HEADER: Final = re.compile(rb'"s":([0-9]{1,19}),"t":"([A-Z0-9]{1,2})",')
-_HEADER_BYTES: Final = _PREFIX + len('"s":,') + 19
-_MARK: Final = re.compile(rb'"t":"M",[^\n}]{0,64}"synced_upto":([0-9]{1,19})')
-
-_ENCODER: Final = msgspec.json.Encoder()
-_DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    letter: msgspec.json.Decoder(kind) for kind, letter in LETTERS.items()
-}
-
 
 class NoRoom(Exception):
     """The segments at hand have no room for another record; the spare is not ready or the disk is full."""
@@ -78,112 +65,12 @@ class BooksFailed(Exception):
     """The journal could not be written or synced, or is closed: nothing can be promised any more."""
 
 
-# -- lines ---------------------------------------------------------------------------------------------
+@frozen
+class Stored:
+    """A sealed segment that is not in the archive yet, and the last record that stands in it."""
 
-
-def encode(record: Record, seq: int, crc: int) -> tuple[bytes, int]:
-    """Write one line behind a line whose CRC is `crc`; returns it and its own CRC."""
-    fields = _ENCODER.encode(record)
-    body = b'"s":%d,"t":"%s",%s\n' % (seq, LETTERS[type(record)].encode(), fields[1:])
-    crc = crc32(body, crc)
-    return b'{"c":"%08x",%s' % (crc, body), crc
-
-
-class Line(NamedTuple):
-    """One intact line: where it lies and what it is; not decoded yet."""
-
-    offset: int
-    seq: int
-    letter: str
-    text: bytes
-    crc: int
-
-    def record(self) -> Record:
-        """Read its fields. Raises KeyError, `msgspec.DecodeError`: intact, and yet nothing that we know."""
-        record: Record = _DECODERS[self.letter].decode(self.text)
-        return record
-
-
-@define(eq=False)
-class Lines:
-    """The intact lines of one segment, from its start to the first that is not.
-
-    Attributes:
-        data: the segment.
-        end: where the intact part ends; true once the lines have been read.
-    """
-
-    data: bytes
-    end: int = 0
-
-    def __iter__(self) -> Iterator[Line]:
-        data, find, header, crc, start = self.data, self.data.find, _HEADER.match, 0, 0
-        while (newline := find(b"\n", start)) >= 0:
-            text = data[start : newline + 1]
-            crc = crc32(text[_PREFIX:], crc)
-            # compared as a whole: a flipped bit must not turn the prefix into another spelling of the same
-            matched = header(text, _PREFIX) if text.startswith(b'{"c":"%08x",' % crc) else None
-            if matched is None:
-                return
-            self.end = newline + 1
-            yield Line(start, int(matched[1]), matched[2].decode(), text, crc)
-            start = newline + 1
-
-    @property
-    def empty(self) -> bool:
-        """Nothing was ever written here: a spare."""
-        return not self.data.strip(b"\0")
-
-    @property
-    def torn(self) -> bool:
-        """Something follows the intact part."""
-        return bool(self.data[self.end :].strip(b"\0"))
-
-    def mark_behind(self) -> int:
-        """The highest mark that can still be made out behind the intact part, or -1.
-
-        Without its neighbours a line's CRC cannot be checked, and need not be: a mark that is not one stops
-        the start, which is the safe side. Only the first damaged line itself does not count as one.
-        """
-        return self._highest_mark(self.end + _HEADER_BYTES)
-
-    def mark_anywhere(self) -> int:
-        """The highest mark that can be made out in the whole segment, or -1."""
-        return self._highest_mark(0)
-
-    def _highest_mark(self, start: int) -> int:
-        return max((int(match[1]) for match in _MARK.finditer(self.data, start)), default=-1)
-
-
-@define(eq=False)
-class Carries:
-    """Attempts that are open, with their progress: what the head of a segment carries over."""
-
-    _open: dict[tuple[str, int], tuple[Attempt, Progress | None]] = field(factory=dict)
-
-    def note(self, record: Record) -> None:
-        """Take in one record, in order of seq."""
-        match record:
-            case Attempt():
-                self._open[record.request, record.number] = (record, None)
-            case Progress():
-                known = self._open.get((record.request, record.number))
-                if known is not None:
-                    self._open[record.request, record.number] = (known[0], record)
-            case UsageRecord() | Void():
-                self._open.pop((record.request, record.number), None)
-            case _:
-                pass
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator[tuple[Attempt, Progress | None]]:
-        return iter(self._open.values())
-
-    def copy(self) -> "Carries":
-        """The same, to go on by itself."""
-        return Carries(dict(self._open))
+    path: Path
+    last_seq: int
 
 
 @frozen
@@ -205,105 +92,53 @@ class Past:
     carries: Carries = field(factory=Carries)
 
 
-# -- files ---------------------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class File:
-    """A segment that is open for writing.
-
-    Attributes:
-        path: its name, which changes when it is sealed.
-        number: its place in the journal.
-        descriptor: of the open file.
-        size: in bytes, all of them its own already.
-        offset: where the next line goes.
-        records: how many it holds, lines about the journal not counted.
-    """
-
-    path: Path
-    number: int
-    descriptor: int
-    size: int
-    offset: int = 0
-    records: int = 0
-
-
-def make_file(disk: Disk, directory: Path, number: int, size: int, *, filled: bool) -> File:
-    """Make a segment with all its bytes; durably, name included. Leaves nothing behind where it fails.
-
-    `filled` writes zeros into it, so that no later sync has to commit metadata: for spares, which have time.
-    """
-    path = directory / f"{number:08d}{OPEN}"
-    descriptor = disk.create(path)
-    try:
-        disk.allocate(descriptor, size)
-        if filled:
-            for offset in range(0, size, ZEROS):
-                disk.pwrite(descriptor, bytes(min(ZEROS, size - offset)), offset)
-        disk.fdatasync(descriptor)
-        disk.sync_dir(directory)
-    except BaseException:
-        disk.close(descriptor)
-        disk.unlink(path)
-        raise
-    return File(path, number, descriptor, size)
-
-
-def seal_file(disk: Disk, file: File) -> None:
-    """Cut a segment that is synced to its length and give it its final name."""
-    try:
-        disk.truncate(file.descriptor, file.offset)
-        disk.fdatasync(file.descriptor)
-    finally:
-        disk.close(file.descriptor)
-    disk.rename(file.path, file.path.with_suffix(SEALED))
-    disk.sync_dir(file.path.parent)
-
-
-def remove_file(disk: Disk, file: File) -> None:
-    """Remove a segment that holds no record, durably, so that its number can be used again."""
-    disk.close(file.descriptor)
-    disk.unlink(file.path)
-    disk.sync_dir(file.path.parent)
-
-
 @frozen
 class Sync:
     """One group sync: planned in the event loop, run in a thread, told to `Journal.synced`.
 
     Attributes:
         upto: the last record that it covers.
+        crc: of its line.
         full: segments that were full already, so that nothing is added to them while it runs.
+        last: the one that is being written.
     """
 
     upto: int
+    crc: int
     full: tuple[File, ...]
-    _last: File
+    last: File
     _disk: Disk
+    _named: bool
 
     def run(self) -> None:
         """Bring everything up to `upto` to the platter. Raises `OSError`; never to be tried again.
 
         Older files first, so that no head of a segment is durable before its past.
         """
-        for file in (*self.full, self._last):
+        for file in (*self.full, self.last):
             self._disk.fdatasync(file.descriptor)
+        if not self._named:
+            self._disk.sync_dir(self.last.path.parent)
 
 
 @define(eq=False)
 class Chore:
-    """Work on files that nobody waits for: `run` in a thread, then `Journal.housework_done`, always."""
+    """Work on files that nobody waits for: `run` in a thread, then `Journal.chore_done`, always."""
 
-    _work: Callable[[], File | None]
-    made: File | None = field(default=None, init=False)
+    _work: Callable[[], object]
+    _note: Callable[[], None]
+    archives: bool = False
+    done: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Do it. `OSError` from it harms nothing: a segment that is not sealed is read just as well."""
-        self.made = self._work()
+        """Do it. `OSError` from it harms nothing: a segment that stays as it is is read just as well."""
+        self._work()
+        self.done = True
 
-
-# -- writing -------------------------------------------------------------------------------------------
+    def note(self) -> None:
+        """Take note of it in the event loop, where it went well."""
+        if self.done:
+            self._note()
 
 
 @define(eq=False)
@@ -315,6 +150,8 @@ class Journal:
         synced_upto: the last that is on the platter.
         failed: the error that ended it, if one did.
         closed: it was closed, and nothing more is taken.
+        written_on: how often an error was answered by going on in a new segment.
+        on_error: told of each such error.
     """
 
     _disk: Disk
@@ -324,16 +161,31 @@ class Journal:
     _file: File
     seq: int
     synced_upto: int
-    _carries: Carries = field(factory=Carries)
+    _synced_crc: int
+    _carries: Carries
+    """As of `synced_upto`."""
     failed: BaseException | None = field(default=None, init=False)
     closed: bool = field(default=False, init=False)
+    written_on: int = field(default=0, init=False)
+    on_error: Callable[[BaseException], None] = field(default=lambda _error: None, init=False)
+    _unsynced: deque[tuple[int, Record]] = field(factory=deque, init=False)
+    """The records after `synced_upto`, kept for rule 4."""
+    _open: int = field(default=0, init=False)
+    """How many attempts are open by now."""
     _crc: int = field(default=0, init=False)
     """Of the last line; `_record_crc` of the last record."""
     _record_crc: int = field(default=0, init=False)
+    _may_write_on: bool = field(default=False, init=False)
+    """The file at hand was synced once: an error is not one of the disk as a whole, as far as we know."""
     _spare: File | None = field(default=None, init=False)
     _busy: bool = field(default=False, init=False)
     _full: list[File] = field(factory=list, init=False)
-    _synced: list[File] = field(factory=list, init=False)
+    """Behind the file at hand, and not synced whole; `_synced` are, and wait to be sealed."""
+    _synced: deque[File] = field(factory=deque, init=False)
+    _given_up: list[File] = field(factory=list, init=False)
+    """An error was seen on them; the next start seals them. Closed once no sync can be under way on them."""
+    _stored: deque[Stored] = field(factory=deque, init=False)
+    _archiving: bool = field(default=False, init=False)
     _reserved: int = field(default=0, init=False)
 
     @classmethod
@@ -365,15 +217,21 @@ class Journal:
         """
         tail_bytes = sum(len(encode(record, 10**18, 0)[0]) + MARK_BYTES for record in past.tail)
         needed = HEAD_BYTES + len(past.carries) * RECORD_BYTES + tail_bytes + (places + 1) * PLACE_BYTES
-        file = make_file(disk, directory, past.number + 1, max(segment_bytes, needed), filled=False)
+        file = make_file(disk, directory, past.number + 1, max(segment_bytes, needed))
         base = past.synced_seq
-        journal = cls(disk, directory, segment_bytes, clock, file, base, base, past.carries.copy())
-        journal._begin(file, past.synced_crc)
-        for record in past.tail:
-            journal.append(record)
-        sync = journal.begin_sync()
-        sync.run()
-        journal.synced(sync)
+        journal = cls(
+            disk, directory, segment_bytes, clock, file, base, base, past.synced_crc, past.carries.copy()
+        )
+        try:
+            journal._begin()
+            for record in past.tail:
+                journal.append(record)
+            sync = journal.begin_sync()
+            sync.run()
+            journal.synced(sync)
+        except BaseException:
+            disk.close(file.descriptor)
+            raise
         return journal
 
     # -- room ------------------------------------------------------------------------------------------
@@ -400,7 +258,7 @@ class Journal:
         """Could so many places, and `extra` bytes, all be written with no more than the files at hand?
 
         Without a roll, or over one: then up to a line is wasted at the end of this file, and the spare begins
-        with a head and a carry for each attempt that is open by then (each keeps the place of its end).
+        with a head and a carry for each attempt that is open by then.
         """
         needed = places * PLACE_BYTES + extra
         here = self._file.size - self._file.offset
@@ -408,7 +266,8 @@ class Journal:
             return True
         if self._spare is None:
             return False
-        head = HEAD_BYTES + max(places, len(self._carries) + 1) * RECORD_BYTES
+        # an attempt that is open by then is open now, or takes one of the places
+        head = HEAD_BYTES + (max(places, self._open) + 1) * RECORD_BYTES
         return max(here - max(RECORD_BYTES, extra), 0) + self._spare.size - head >= needed
 
     # -- appending -------------------------------------------------------------------------------------
@@ -429,91 +288,189 @@ class Journal:
         line, crc = encode(record, seq, self._crc)
         if not reserved and not self._fits(self._reserved, len(line) + MARK_BYTES):
             raise NoRoom
-        self._put(record, seq, line, crc)
+        self._unsynced.append((seq, record))
+        try:
+            self._put(record, seq, line, crc)
+        except OSError as error:
+            self._write_on(error)
         self.seq = seq
         self._record_crc = self._crc
         self._file.records += 1
-        self._carries.note(record)
+        kind = type(record)
+        if kind is Attempt:
+            self._open += 1
+        elif kind is UsageRecord or kind is Void:
+            self._open -= 1
         if reserved:
             self._reserved -= 1
         return seq
 
     def _put(self, record: Record, seq: int, line: bytes, crc: int) -> None:
         if self._file.offset + len(line) > self._file.size:
-            self._roll()
+            self._roll(len(line))
             line, crc = encode(record, seq, self._crc)
-        self._write(self._file, line)
+        self._write(line)
         self._crc = crc
 
-    def _write(self, file: File, data: bytes) -> None:
-        offset, rest = file.offset, data
+    def _write(self, data: bytes) -> None:
+        file, rest = self._file, data
+        offset = file.offset
         if offset + len(data) > file.size:
-            raise self._fail(OSError(f"{file.path}: no room for {len(data)} bytes that were promised some"))
-        try:
-            while (written := self._disk.pwrite(file.descriptor, rest, offset)) < len(rest):
-                if written <= 0:
-                    raise OSError(f"{file.path}: nothing is written at byte {offset}")  # noqa: TRY301
-                offset += written
-                rest = rest[written:]
-        except OSError as error:
-            raise self._fail(error) from error
+            raise OSError(f"{file.path}: no room for {len(data)} bytes that were promised some")
+        while (written := self._disk.pwrite(file.descriptor, rest, offset)) < len(rest):
+            if written <= 0:
+                raise OSError(f"{file.path}: nothing is written at byte {offset}")
+            offset += written
+            rest = rest[written:]
         file.offset += len(data)
 
-    def _roll(self) -> None:
+    def _roll(self, line_bytes: int) -> None:
         """Go on in the spare. What is full is sealed once a sync has covered the new head, too."""
-        spare = self._spare
-        if spare is None:
-            raise self._fail(OSError("no room is left for a record that was promised some"))
-        self._full.append(self._file)
-        self._spare = None
-        self._file = spare
-        self._begin(spare, self._record_crc)
-
-    def _begin(self, file: File, last_crc: int) -> None:
-        """Write the head of a segment in one piece: C0, and a C for each attempt that is open."""
-        self._record_crc = last_crc
-        now = self._clock()
-        head = CarryHead(self.seq, len(self._carries), now, f"{last_crc:08x}")
-        text, crc = encode(head, self.seq, 0)
-        parts = [text]
-        for attempt, progress in self._carries:
-            text, crc = encode(Carry(attempt, progress, now), self.seq, crc)
-            parts.append(text)
-        self._write(file, b"".join(parts))
+        carries = self._carries.copy()
+        for seq, record in self._unsynced:
+            if seq <= self.seq:
+                carries.note(record)
+        head, crc = self._head(self.seq, self._record_crc, carries)
+        full = self._file
+        file = self._next_file(len(head) + line_bytes)
+        full.last_seq = self.seq
+        self._full.append(full)
+        self._file = file
+        self._write(head)
         self._crc = crc
+        self._open = len(carries)
+
+    def _begin(self) -> None:
+        """Begin behind what is synced."""
+        head, self._crc = self._head(self.synced_upto, self._synced_crc, self._carries)
+        self._record_crc = self._synced_crc
+        self._open = len(self._carries)
+        self._write(head)
+
+    def _head(self, last_seq: int, last_crc: int, carries: Carries) -> tuple[bytes, int]:
+        """The head of a segment: C0, and a C for each attempt that is open; and the CRC of its last line."""
+        now = self._clock()
+        text, crc = encode(CarryHead(last_seq, len(carries), now, f"{last_crc:08x}"), last_seq, 0)
+        parts = [text]
+        for carried in carries:
+            text, crc = encode(carried.line(now), last_seq, crc)
+            parts.append(text)
+        return b"".join(parts), crc
+
+    def _next_file(self, needed: int) -> File:
+        """The spare, if it has so many bytes; else a file that is made for it, now, while everybody waits."""
+        number = self._file.number + 1
+        if self._spare is None or self._spare.size < needed:
+            return make_file(self._disk, self._directory, number, max(self._segment_bytes, needed))
+        spare, self._spare = self._spare, None
+        try:
+            name_file(self._disk, spare, number)
+        except OSError:
+            self._given_up.append(spare)
+            raise
+        return spare
 
     def _check(self) -> None:
         if self.failed is not None or self.closed:
             raise BooksFailed(str(self.failed or "the journal is closed")) from self.failed
+
+    # -- after an error --------------------------------------------------------------------------------
+
+    def _write_on(self, error: OSError) -> None:
+        """Give up every file that is not synced whole, and write what is not synced into a new one.
+
+        Raises:
+            BooksFailed: that failed, too, or has before.
+        """
+        self._give_up(*self._full, self._file)
+        self._full = []
+        if not self._may_write_on:
+            raise self._fail(error)
+        self._may_write_on = False
+        try:
+            content, crc = self._head(self.synced_upto, self._synced_crc, self._carries)
+            parts = [content]
+            for seq, record in self._unsynced:
+                line, crc = encode(record, seq, crc)
+                parts.append(line)
+            content = b"".join(parts)
+            self._file = self._next_file(len(content) + (self._reserved + 1) * PLACE_BYTES)
+            self._write(content)
+        except OSError as another:
+            self._give_up(self._file)
+            raise self._fail(another) from error
+        self._crc = crc
+        self._record_crc = crc if self._unsynced else self._synced_crc
+        self._file.records = len(self._unsynced)
+        self.written_on += 1
+        self.on_error(error)
+
+    def _give_up(self, *files: File) -> None:
+        for file in files:
+            if not file.failed:
+                file.failed = True
+                self._given_up.append(file)
 
     def _fail(self, error: BaseException) -> BooksFailed:
         if self.failed is None:
             self.failed = error
         return BooksFailed(str(error))
 
+    def fail(self, error: BaseException) -> None:
+        """Promise nothing any more: whoever syncs is dead."""
+        self._fail(error)
+
     # -- syncing ---------------------------------------------------------------------------------------
 
     def begin_sync(self) -> Sync:
-        """Plan a sync of everything written so far."""
-        return Sync(self.seq, tuple(self._full), self._file, self._disk)
+        """Plan a sync of everything written so far; one at a time."""
+        files = (*self._full, self._file)
+        named = all(file.named for file in files)
+        return Sync(self.seq, self._record_crc, files[:-1], self._file, self._disk, named)
 
-    def synced(self, sync: Sync) -> None:
+    def synced(self, sync: Sync) -> bool:
         """Take note of a sync that succeeded, and mark it; only then may anybody be told.
 
         The mark needs no sync of its own: it is there to recognise damage, and what it covers is on the
-        platter without it. Raises `BooksFailed` if it cannot be written.
+        platter without it.
+
+        Returns:
+            Whether that was all. If not, an error has led on to a new segment meanwhile: sync that.
+
+        Raises:
+            BooksFailed: the disk has failed, now or before.
         """
         self._check()
-        self._full = self._full[len(sync.full) :]
-        self._synced += sync.full
+        if sync.last.failed:
+            return False
         if sync.upto > self.synced_upto:
-            self.synced_upto = sync.upto
             mark = Mark(sync.upto, self._clock())
-            self._put(mark, self.seq, *encode(mark, self.seq, self._crc))
+            try:
+                self._put(mark, self.seq, *encode(mark, self.seq, self._crc))
+            except OSError as error:
+                self._write_on(error)
+                return False
+            while self._unsynced and self._unsynced[0][0] <= sync.upto:
+                self._carries.note(self._unsynced.popleft()[1])
+            self.synced_upto, self._synced_crc = sync.upto, sync.crc
+        for file in (*sync.full, sync.last):
+            file.named = True
+        del self._full[: len(sync.full)]
+        self._synced += sync.full
+        self._may_write_on = True
+        self._close(self._given_up)
+        self._given_up = []
+        return True
 
-    def sync_failed(self, error: BaseException) -> None:
-        """Take note of a sync that did not: the journal is never written to again."""
-        self._fail(error)
+    def sync_failed(self, sync: Sync, error: OSError) -> None:
+        """Take note of a sync that did not succeed: go on in a new segment, and sync that.
+
+        Raises:
+            BooksFailed: that is not possible.
+        """
+        self._check()
+        if not sync.last.failed:
+            self._write_on(error)
 
     # -- files -----------------------------------------------------------------------------------------
 
@@ -526,41 +483,80 @@ class Journal:
         """
         if self.failed is not None or self.closed or self._busy:
             return None
-        work: Callable[[], File | None] | None = None
         promised = self._file.offset + self._reserved * (PLACE_BYTES + RECORD_BYTES)
         if self._synced:
-            work = partial(seal_file, self._disk, self._synced.pop(0))
-        elif self._spare is None and promised * 2 >= self._file.size:
-            # nothing rolls while there is no spare, so this number stays right
-            number = self._file.number + 1
-            work = partial(make_file, self._disk, self._directory, number, self._segment_bytes, filled=True)
-        self._busy = work is not None
-        return Chore(work) if work is not None else None
+            self._busy = True
+            file = self._synced.popleft()
+            return Chore(partial(seal_file, self._disk, file), partial(self._sealed, file))
+        if self._spare is None and promised * 2 >= self._file.size:
+            self._busy = True
+            made: list[File] = []
 
-    def housework_done(self, chore: Chore) -> None:
+            def make() -> None:
+                made.append(make_spare(self._disk, self._directory, self._segment_bytes))
+
+            return Chore(make, lambda: self._made(made[0]))
+        return None
+
+    def chore_done(self, chore: Chore) -> None:
         """Take note of a chore, whether it went well or not."""
-        self._busy = False
-        if chore.made is not None:
-            self._spare = chore.made
+        if chore.archives:
+            self._archiving = False
+        else:
+            self._busy = False
+        chore.note()
+
+    def _made(self, spare: File) -> None:
+        self._spare = spare
+
+    def _sealed(self, file: File) -> None:
+        self._stored.append(Stored(file.path, file.last_seq))
+
+    def to_archive(self, stored: Iterable[Stored]) -> None:
+        """Name sealed segments of earlier processes; they go into the archive as our own do."""
+        self._stored.extend(stored)
+
+    def archiving(self, loaded: int) -> Chore | None:
+        """A sealed segment to put into the archive, if there is one of which the store has everything.
+
+        One at a time, but beside other chores: a spare must not wait for it.
+
+        Args:
+            loaded: the last record that the store has.
+        """
+        if self._archiving or self.closed:
+            return None
+        for _ in range(len(self._stored)):
+            stored = self._stored.popleft()
+            self._stored.append(stored)  # if it cannot be done, the others come first
+            if stored.last_seq <= loaded:
+                self._archiving = True
+                work = partial(put_away, self._disk, stored.path, packed(stored.path))
+                return Chore(work, partial(self._stored.remove, stored), archives=True)
+        return None
 
     def close(self) -> None:
         """Seal what is open, or remove it if it holds nothing. Everything was synced before, no chore runs.
 
-        After a failure the files are left as they are, for recovery to judge.
+        What an error was seen on is left as it is, for recovery to judge; after a failure everything is.
         """
         if self.closed:
             return
         self.closed = True
-        files = (*self._synced, *self._full, self._file)
+        files, spare = dict.fromkeys((*self._synced, *self._full, self._file)), self._spare
+        self._close(self._given_up)
         if self.failed is not None:
-            for file in files if self._spare is None else (*files, self._spare):
-                self._disk.close(file.descriptor)
+            self._close(file for file in (*files, spare) if file is not None and not file.failed)
             return
-        if self._spare is not None:
-            remove_file(self._disk, self._spare)
-        for file in files[:-1]:
-            seal_file(self._disk, file)
-        if self._file.records:
-            seal_file(self._disk, self._file)
-        else:
-            remove_file(self._disk, self._file)
+        if spare is not None:
+            remove_file(self._disk, spare)
+        for file in files:
+            if file is not self._file or file.records:
+                seal_file(self._disk, file)
+            else:
+                remove_file(self._disk, file)
+
+    def _close(self, files: Iterable[File]) -> None:
+        for file in files:
+            with suppress(OSError):  # nothing depends on it any more
+                self._disk.close(file.descriptor)

@@ -13,153 +13,58 @@ What holds at every instant, for every wallet:
     available = balance - held >= 0
     settled   <= hold, for every attempt
 
-A grant counts until its expiry is written. Expiry takes at most what is available, so that open holds always
-find their money; the rest follows as they close.
+The cap of a key, the budget of a task and the most that a request may cost are rooms of the same kind: a hold
+must fit into each of them when it is taken, and when it grows.
 """
 
-from bisect import insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import Final, Literal, assert_never
+from typing import Any, Final, assert_never
 
 from attrs import define, field, frozen
 
 from accounting import bill
+from accounting.claims import Claim, Claims, Room
+from accounting.purse import Lot, Purse
 from accounting.records import (
     Account,
     Attempt,
     Carry,
     CarryHead,
     Ending,
+    Extension,
     Grant,
-    GrantKind,
+    Job,
     Key,
-    Leg,
     Mark,
     Progress,
     Record,
+    Spender,
     Transfer,
     UsageRecord,
     Void,
     Wallet,
 )
+from accounting.refusals import (
+    Contradiction,
+    DuplicateGrant,
+    UnknownKey,
+    UnknownWallet,
+)
+from accounting.spending import Budget, Spending, Task
 from pricing.money import AMOUNT_MAX, Pico
-
-NEVER: Final = 2**63
-"""Sorts after every expiry: a grant that does not expire is burned last."""
-
-EXPIRY: Final = "expiry"
-"""The kind of a transfer that takes what is left of an expired grant."""
 
 _WALLET_ACCOUNTS: Final = frozenset({Account.WALLET_PAID, Account.WALLET_PROMO})
 
 
-class Refusal(Exception):
-    """The books say no; nothing was changed."""
-
-
-class Insufficient(Refusal):
-    """A hold does not fit into what is available.
-
-    Args:
-        limit: `in_flight` where the balance would do and only open holds stand in the way, else `wallet`.
-        wallet: whose.
-        amount: what was asked for.
-        available, balance: what there is, in picos.
-    """
-
-    def __init__(
-        self, limit: Literal["wallet", "in_flight"], wallet: str, amount: Pico, available: Pico, balance: Pico
-    ) -> None:
-        super().__init__(f"wallet {wallet}: {amount} picos do not fit into {available} available ({limit})")
-        self.limit = limit
-        self.wallet = wallet
-        self.amount = amount
-        self.available = available
-        self.balance = balance
-        self.shortfall = amount - available
-
-
-class UnknownWallet(Refusal):
-    """No wallet has this id."""
-
-    def __init__(self, wallet: str) -> None:
-        super().__init__(f"There is no wallet {wallet!r}.")
-        self.wallet = wallet
-
-
-class UnknownKey(Refusal):
-    """No key has this id."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"There is no key {key!r}.")
-        self.key = key
-
-
-class WalletFrozen(Refusal):
-    """The wallet takes no new holds; open ones settle."""
-
-    def __init__(self, wallet: str) -> None:
-        super().__init__(f"Wallet {wallet!r} is frozen.")
-        self.wallet = wallet
-
-
-class KeyRevoked(Refusal):
-    """The key was revoked while its request was on the way to its hold."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"Key {key!r} is revoked.")
-        self.key = key
-
-
-class DuplicateGrant(Refusal):
-    """This payment has been credited before; `existing` is the grant that it made."""
-
-    def __init__(self, existing: Grant) -> None:
-        super().__init__(f"{existing.source_key!r} was credited before, as grant {existing.grant!r}.")
-        self.existing = existing
-
-
-class Contradiction(Exception):
-    """Records that cannot follow on what the ledger knows: the journal is incomplete, or we are wrong."""
-
-
-@define(eq=False)
-class _Lot:
-    """What is left of one grant."""
-
-    grant: Grant
-    left: Pico
-    order: tuple[int, bool, int]
-    """Soonest expiry first, promotional before paid, then as they came; replay gives the same order."""
-    expiries: int = 0
-
-
-@define(eq=False)
-class _Purse:
-    """One wallet's money."""
-
-    wallet: Wallet
-    balance: Pico = 0
-    held: Pico = 0
-    lots: list[_Lot] = field(factory=list)
-    """In burn order; empty ones leave."""
-
-
-@define(eq=False)
-class _OpenHold:
-    purse: _Purse
-    amount: Pico
-    brought: bool
-    """It came with an attempt that recovery found, and goes with it; nobody will give it back."""
-
-
 @define(eq=False)
 class OpenAttempt:
-    """An attempt without its end yet, and the last that was written about it."""
+    """An attempt without its end yet, and the last that was written about it; `hold` is what is set aside."""
 
     attempt: Attempt
+    hold: Pico
     progress: Progress | None = None
+    job: Job | None = None
 
 
 @frozen
@@ -184,22 +89,29 @@ class State:
     wallets: tuple[WalletState, ...]
     keys: tuple[Key, ...]
     open_attempts: tuple[tuple[Attempt, Progress | None], ...]
+    holds: tuple[Pico, ...] = ()
+    """What is set aside for each of the open attempts."""
 
 
 @define(eq=False)
 class Ledger:
     """Who has how much. Empty at first; recovery replays the journal into it."""
 
-    _purses: dict[str, _Purse] = field(factory=dict, init=False)
+    _purses: dict[str, Purse] = field(factory=dict, init=False)
     _keys: dict[str, Key] = field(factory=dict, init=False)
     _digests: dict[str, Key] = field(factory=dict, init=False)
     _grants: dict[str, Grant] = field(factory=dict, init=False)
     _sources: dict[str, Grant] = field(factory=dict, init=False)
-    _lots: dict[str, _Lot] = field(factory=dict, init=False)
-    _holds: dict[str, _OpenHold] = field(factory=dict, init=False)
+    _lots: dict[str, Lot] = field(factory=dict, init=False)
     _open: dict[str, OpenAttempt] = field(factory=dict, init=False)
+    _spending: Spending = field(factory=Spending, init=False)
+    _claims: Claims = field(init=False)
     _expiring: list[tuple[int, str, str]] = field(factory=list, init=False)
     """A heap of (when, grant, wallet) over grants that expire and are not empty."""
+
+    @_claims.default
+    def _claims_default(self) -> Claims:
+        return Claims(self._purses, self._keys, self._spending)
 
     # -- what others may ask -----------------------------------------------------------------------
 
@@ -244,8 +156,7 @@ class Ledger:
 
     def available(self, wallet: str) -> Pico:
         """What a new hold may take. Raises `UnknownWallet`."""
-        purse = self._purse(wallet)
-        return purse.balance - purse.held
+        return self._purse(wallet).available
 
     def open_attempts(self) -> tuple[OpenAttempt, ...]:
         """Attempts that have neither been settled nor voided, oldest first."""
@@ -253,7 +164,7 @@ class Ledger:
 
     def holds_open(self) -> int:
         """How many requests have something set aside."""
-        return len(self._holds)
+        return len(self._claims)
 
     def state(self) -> State:
         """Everything, as values that no later change touches."""
@@ -269,34 +180,48 @@ class Ledger:
             ),
             tuple(self._keys.values()),
             tuple((opened.attempt, opened.progress) for opened in self._open.values()),
+            tuple(opened.hold for opened in self._open.values()),
         )
+
+    def spent_within_cap(self, key: str, at_ms: int) -> tuple[Pico, Pico]:
+        """What a key has spent and holds in the window of its cap. Raises `UnknownKey`."""
+        return self._spending.within_cap(self.key(key), at_ms)
+
+    def task(self, wallet: str, budget: str, at_ms: int) -> Task | None:
+        """What a task may spend and has spent, if it is remembered."""
+        return self._spending.task(wallet, budget, at_ms)
+
+    def empties(self, key: str, at_ms: int) -> int:
+        """How many completions of a key were free on that day for being empty."""
+        return self._spending.empties(key, at_ms)
 
     # -- holds -------------------------------------------------------------------------------------
 
-    def take(self, request: str, wallet: str, amount: Pico) -> None:
-        """Set an amount aside for a request: checked and taken in this one step.
+    def rooms(self, claim: Claim) -> Iterator[Room]:
+        """Every limit that a hold has to fit into, with what it leaves. Raises `UnknownWallet`."""
+        return self._claims.rooms(claim)
 
-        Raises:
-            UnknownWallet, WalletFrozen, Insufficient: nothing was taken.
-            ValueError: a negative amount, or a second hold for one request.
-        """
-        purse = self._purse(wallet)
-        if purse.wallet.frozen:
-            raise WalletFrozen(wallet)
-        if amount < 0 or request in self._holds:
-            raise ValueError(f"request {request}: cannot hold {amount} (again)")
-        available = purse.balance - purse.held
-        if amount > available:
-            limit: Literal["wallet", "in_flight"] = "in_flight" if amount <= purse.balance else "wallet"
-            raise Insufficient(limit, wallet, amount, max(available, 0), purse.balance)
-        purse.held += amount
-        self._holds[request] = _OpenHold(purse, amount, brought=False)
+    def available_to(self, claim: Claim) -> Pico:
+        """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
+        return max(min(room.available for room in self.rooms(claim)), 0)
+
+    def take(self, request: str, claim: Claim, amount: Pico) -> None:
+        """Set an amount aside for a request: checked and taken in this one step. Raises as `Claims.take`."""
+        self._claims.take(request, claim, amount)
+
+    def check_extension(self, request: str, amount: Pico) -> None:
+        """Refuse to set so much aside in all for a request. Raises as `Claims.check_extension`."""
+        self._claims.check_extension(request, amount)
+
+    def keep(self, request: str) -> None:
+        """Leave a hold with its open attempt, a job: it closes when that is settled or void."""
+        hold = self._claims.of(request)
+        if hold is not None:
+            hold.stays = True
 
     def give_back(self, request: str) -> None:
         """Close a request's hold; what was charged has left the balance already. Nothing if there is none."""
-        hold = self._holds.pop(request, None)
-        if hold is not None:
-            hold.purse.held -= hold.amount
+        self._claims.give_back(request)
 
     # -- decisions ---------------------------------------------------------------------------------
 
@@ -364,27 +289,13 @@ class Ledger:
         if grant.grant in self._grants:
             raise ValueError(f"grant {grant.grant!r} exists")
 
-    def burn(self, wallet: str, amount: Pico) -> tuple[Leg, ...]:
-        """Say which grants pay a charge: soonest expiry first, promotional before paid. Changes nothing."""
-        legs = []
-        due = amount
-        for lot in self._purse(wallet).lots if due else ():
-            part = min(lot.left, due)
-            legs.append(Leg(lot.grant.grant, part))
-            due -= part
-            if not due:
-                break
-        if due:
-            raise Contradiction(f"wallet {wallet}: a charge of {amount} picos has {due} more than all grants")
-        return tuple(legs)
-
     def expire_due(self, now_ms: int, wallet: str | None = None) -> list[Transfer]:
         """Say what expires now, of one wallet or all: the records to write and then apply, in this order.
 
         A grant that open holds lean on shrinks by what is available; ask again when they have closed.
         """
         if wallet is not None:
-            return list(self._expiries(self._purse(wallet), now_ms))
+            return list(self._purse(wallet).expiries(now_ms))
         due = []
         while self._expiring and self._expiring[0][0] <= now_ms:
             entry = heappop(self._expiring)
@@ -393,17 +304,24 @@ class Ledger:
         for entry in due:  # they leave the heap for good once a record has emptied them
             heappush(self._expiring, entry)
         purses = dict.fromkeys(entry[2] for entry in due)
-        return [transfer for name in purses for transfer in self._expiries(self._purses[name], now_ms)]
+        return [transfer for name in purses for transfer in self._purses[name].expiries(now_ms)]
 
-    def settle_recovered(self, attempt: Attempt, progress: Progress | None, now_ms: int) -> UsageRecord:
-        """Settle an attempt that a dead process left open, at its last progress, and apply it.
+    def settlement(
+        self, opened: OpenAttempt, made: bill.Bill, ending: Ending, now_ms: int, **told: Any
+    ) -> UsageRecord:
+        """Make out S for an attempt: what its bill comes to under its hold, and which grants pay. Changes nothing.
 
-        Returns:
-            The record, for the journal. `replay` is not to be called with it.
+        Args:
+            opened: the attempt, as `open_attempts` has it.
+            made: what it costs.
+            ending: how it ended.
+            now_ms: wall clock.
+            **told: what else the record says (`status`, `upstream_id`, `first_byte_ms`, `flags`).
         """
-        charge = bill.recovered(progress)
-        charged = min(charge.price, attempt.hold)
-        record = UsageRecord(
+        attempt, purse = opened.attempt, self._purse(opened.attempt.wallet)
+        charged = min(made.price, opened.hold)
+        flags = (*made.flags, *told.pop("flags", ()))
+        return UsageRecord(
             request=attempt.request,
             number=attempt.number,
             wallet=attempt.wallet,
@@ -413,29 +331,40 @@ class Ledger:
             account=attempt.account,
             dialect=attempt.dialect,
             stream=attempt.stream,
-            outcome=Ending.KILLED,
-            status=0,
-            source=charge.source,
-            usage=charge.usage,
+            outcome=ending,
+            status=told.pop("status", 0),
+            source=made.source,
+            usage=made.usage,
             price_version=attempt.price_version,
             markup_ppm=attempt.markup_ppm,
-            held=attempt.hold,
-            price=charge.price,
+            held=opened.hold,
+            price=made.price,
             charged=charged,
-            cost=charge.cost,
-            loss=charge.price - charged,
-            currency=self._purse(attempt.wallet).wallet.currency,
+            cost=made.cost,
+            loss=made.price - charged,
+            currency=purse.wallet.currency,
             started_ms=attempt.at_ms,
             ended_ms=max(now_ms, attempt.at_ms),
-            legs=self.burn(attempt.wallet, charged),
-            flags=charge.flags,
+            usage_legs=made.legs if len(made.legs) > 1 else (),
+            legs=purse.burn(charged),
+            flags=(*flags, "beyond_hold") if made.price > charged else flags,
+            budget=attempt.budget,
+            **told,
         )
+
+    def settle_recovered(self, opened: OpenAttempt, now_ms: int) -> UsageRecord:
+        """Settle a call that a dead process left open, at its last progress, and apply it.
+
+        Returns:
+            The record, for the journal. `replay` is not to be called with it.
+        """
+        record = self.settlement(opened, bill.recovered(opened.progress), Ending.KILLED, now_ms)
         self.apply_settled(record)
         return record
 
     # -- records -----------------------------------------------------------------------------------
 
-    def apply(self, record: Record) -> None:  # noqa: C901 - one arm per kind of record
+    def apply(self, record: Record) -> None:  # noqa: C901, PLR0912 - one arm per kind of record
         """Take in one record, live (just written) or while recovering (in order of seq).
 
         Raises:
@@ -448,6 +377,10 @@ class Ledger:
                 self.apply_settled(record)
             case Progress():
                 self.apply_progress(record)
+            case Extension():
+                self.apply_extension(record)
+            case Job():
+                self._opened(record.request, record.number).job = record
             case Void():
                 self._close(record.request, record.number)
             case Grant():
@@ -469,20 +402,30 @@ class Ledger:
         """Apply one journal line while recovering, in order of seq. See `apply`."""
         self.apply(record)
 
-    def apply_attempt(self, attempt: Attempt) -> None:
+    def apply_attempt(self, attempt: Attempt) -> OpenAttempt:
         """A: it is open from now on. Without a hold of its request (recovery) it brings it along."""
         request = attempt.request
         if request in self._open:
             raise Contradiction(f"request {request}: attempt {attempt.number} begins while another is open")
-        if request not in self._holds:
-            purse = self._known_purse(attempt.wallet, f"attempt of request {request}")
-            purse.held += attempt.hold
-            self._holds[request] = _OpenHold(purse, attempt.hold, brought=True)
-        self._open[request] = OpenAttempt(attempt)
+        hold = self._claims.of(request)
+        if hold is None:
+            self._known_purse(attempt.wallet, f"attempt of request {request}")
+            budget = Budget(attempt.budget, attempt.budget_max) if attempt.budget else None
+            claim = Claim(Spender(attempt.wallet, attempt.key), attempt.hold_ms or attempt.at_ms, budget)
+            hold = self._claims.open(request, claim, attempt.hold)
+            hold.stays = True
+        hold.recorded(attempt.budget_max)
+        opened = self._open[request] = OpenAttempt(attempt, attempt.hold)
+        return opened
 
     def apply_progress(self, progress: Progress) -> None:
         """P: the newest replaces what was known."""
         self._opened(progress.request, progress.number).progress = progress
+
+    def apply_extension(self, extension: Extension) -> None:
+        """X: what is set aside for the request changes."""
+        opened = self._opened(extension.request, extension.number)
+        self._resize(opened, extension.hold)
 
     def apply_settled(self, record: UsageRecord) -> None:
         """S: the legs leave their grants, the attempt is closed."""
@@ -497,24 +440,23 @@ class Ledger:
             raise _misfit(record, "a grant is named twice")
         if opened.attempt.wallet != record.wallet:
             raise _misfit(record, f"it began for wallet {opened.attempt.wallet!r}")
-        if paid != record.charged or paid > opened.attempt.hold:
-            raise _misfit(record, f"its grants paid {paid}, and {opened.attempt.hold} was held")
+        if paid != record.charged or paid > opened.hold:
+            raise _misfit(record, f"its grants paid {paid}, and {opened.hold} was held")
         purse = self._purses[record.wallet]
         for leg in record.legs:
-            self._shrink(purse, self._lots[leg.grant], leg.amount)
+            if purse.take(self._lots[leg.grant], leg.amount):
+                del self._lots[leg.grant]
+        hold = self._claims.of(record.request)
+        if hold is not None:
+            hold.spent(record.charged, record.flags)
         self._close(record.request, record.number)
 
     def _apply_grant(self, grant: Grant) -> None:
         purse = self._known_purse(grant.wallet, f"grant {grant.grant}")
         if grant.grant in self._grants or grant.source_key in self._sources:
             raise Contradiction(f"grant {grant.grant}: {grant.source_key!r} is credited a second time")
-        expires = NEVER if grant.expires_ms is None else grant.expires_ms
-        order = (expires, grant.kind is not GrantKind.PROMO, len(self._grants))
-        lot = _Lot(grant, grant.amount, order)
+        self._lots[grant.grant] = purse.put(grant, len(self._grants))
         self._grants[grant.grant] = self._sources[grant.source_key] = grant
-        self._lots[grant.grant] = lot
-        insort(purse.lots, lot, key=lambda one: one.order)
-        purse.balance += grant.amount
         if grant.expires_ms is not None:
             heappush(self._expiring, (grant.expires_ms, grant.grant, grant.wallet))
 
@@ -533,12 +475,13 @@ class Ledger:
                 f"transfer {transfer.transfer}: {transfer.amount} picos do not fit grant {transfer.grant!r}"
             )
         lot.expiries += 1
-        self._shrink(purse, lot, transfer.amount)
+        if purse.take(lot, transfer.amount):
+            del self._lots[lot.grant.grant]
 
     def _apply_wallet(self, wallet: Wallet) -> None:
         purse = self._purses.get(wallet.wallet)
         if purse is None:
-            self._purses[wallet.wallet] = _Purse(wallet)
+            self._purses[wallet.wallet] = Purse(wallet)
         elif purse.wallet.currency != wallet.currency:
             raise Contradiction(f"wallet {wallet.wallet}: its currency cannot change")
         else:
@@ -559,17 +502,19 @@ class Ledger:
             opened = self._open[carry.attempt.request]
         elif opened.attempt != carry.attempt:
             raise Contradiction(f"request {carry.attempt.request}: carried otherwise than it began")
-        opened.progress = carry.progress
+        opened.progress, opened.job = carry.progress, carry.job
+        if carry.hold is not None and carry.hold != opened.hold:
+            self._resize(opened, carry.hold)
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _purse(self, wallet: str) -> _Purse:
+    def _purse(self, wallet: str) -> Purse:
         try:
             return self._purses[wallet]
         except KeyError:
             raise UnknownWallet(wallet) from None
 
-    def _known_purse(self, wallet: str, what: str) -> _Purse:
+    def _known_purse(self, wallet: str, what: str) -> Purse:
         purse = self._purses.get(wallet)
         if purse is None:
             raise Contradiction(f"{what}: there is no wallet {wallet!r}")
@@ -584,37 +529,15 @@ class Ledger:
     def _close(self, request: str, number: int) -> None:
         self._opened(request, number)
         del self._open[request]
-        hold = self._holds.get(request)
-        if hold is not None and hold.brought:
+        hold = self._claims.of(request)
+        if hold is not None and hold.stays:
             self.give_back(request)
 
-    def _shrink(self, purse: _Purse, lot: _Lot, amount: Pico) -> None:
-        lot.left -= amount
-        purse.balance -= amount
-        if lot.left == 0:
-            purse.lots.remove(lot)
-            del self._lots[lot.grant.grant]
-
-    def _expiries(self, purse: _Purse, now_ms: int) -> Iterator[Transfer]:
-        available = purse.balance - purse.held
-        for lot in purse.lots:
-            if lot.order[0] > now_ms or available <= 0:
-                return
-            amount = min(lot.left, available)
-            available -= amount
-            paid = lot.grant.kind is GrantKind.PAID
-            yield Transfer(
-                transfer=f"{lot.grant.grant}.x{lot.expiries + 1}",
-                wallet=purse.wallet.wallet,
-                debit=Account.WALLET_PAID if paid else Account.WALLET_PROMO,
-                credit=Account.BREAKAGE,
-                amount=amount,
-                currency=purse.wallet.currency,
-                kind=EXPIRY,
-                ref=lot.grant.source_key,
-                at_ms=now_ms,
-                grant=lot.grant.grant,
-            )
+    def _resize(self, opened: OpenAttempt, amount: Pico) -> None:
+        opened.hold = amount
+        hold = self._claims.of(opened.attempt.request)
+        if hold is not None:
+            hold.resize(amount)
 
 
 def _misfit(record: UsageRecord, because: str) -> Contradiction:

@@ -5,12 +5,14 @@
     loader    takes the newest synced slice into the store, in one transaction; slow or broken, it delays
               reports and, at a bound, admission; never a sync
     keeper    seals segments that are full and makes the next spare
+    archivist compresses sealed segments that the store has
 
 Back-pressure stands at the door: `reserve` and unreserved writes are refused (`Overloaded`) at any bound, a
 reserved write finds its room. The one shielded scope of the house is in `run`; it ends when `close` has
 closed the channel and everything in it is on the platter.
 
-Once the disk has failed, nothing is promised any more: writes and waits raise `Overloaded`, `failed` says
+An error of the disk is answered by the journal, which goes on in another file; whoever waits then waits until
+that is synced. Where it cannot, nothing is promised any more: writes and waits raise `Overloaded`, `failed` says
 why, `wait_failed` returns, and `run` raises at its end, so that the process ends with an error.
 """
 
@@ -22,8 +24,8 @@ from typing import Final, Protocol, TypeVar
 import trio
 from attrs import define, field, frozen
 
-from accounting.hold import Overloaded
-from accounting.journal import BooksFailed, Journal, NoRoom
+from accounting.journal import BooksFailed, Chore, Journal, NoRoom
+from accounting.ports import Overloaded
 from accounting.records import Record, UsageRecord
 
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class Health:
         written, synced, loaded: seqs.
         unsynced_seconds: age of the oldest record that is not on the platter.
         reserved: places taken for records to come.
+        written_on: how often the journal has answered an error of the disk by going on in another file.
     """
 
     failed: str | None
@@ -74,6 +77,21 @@ class Health:
     loaded: int
     unsynced_seconds: float
     reserved: int
+    written_on: int = 0
+
+
+@define(eq=False)
+class _Bell:
+    """Rung by many, heard by one: at once, if it was rung since it was heard last."""
+
+    _event: trio.Event = field(factory=trio.Event, init=False)
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def heard(self) -> None:
+        await self._event.wait()
+        self._event = trio.Event()
 
 
 @define(eq=False)
@@ -86,6 +104,7 @@ class Recorder:
         now: monotonic seconds.
         run_in_thread: see there.
         loaded: the last record that the store has.
+        sync_seconds: least time between two syncs, for books that may lose so much when power fails.
         load_seconds, load_records_max: how often it is given more, and how much at most.
         unloaded_max: records that may wait for it, before new ones are refused.
         unsynced_seconds_max: age of the oldest record that is not on the platter, before they are.
@@ -97,6 +116,7 @@ class Recorder:
     now: Callable[[], float]
     run_in_thread: RunInThread
     loaded: int = field(kw_only=True)
+    sync_seconds: float = field(default=0.0, kw_only=True)
     load_seconds: float = field(default=0.25, kw_only=True)
     load_records_max: int = field(default=20_000, kw_only=True)
     unloaded_max: int = field(default=500_000, kw_only=True)
@@ -118,13 +138,16 @@ class Recorder:
     _since_flying: float | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
     _failure: trio.Event = field(factory=trio.Event, init=False)
+    _closing: trio.Event = field(factory=trio.Event, init=False)
     _over: trio.Event = field(factory=trio.Event, init=False)
-    _load_now: trio.Event = field(factory=trio.Event, init=False)
     _loaded: trio.Event = field(factory=trio.Event, init=False)
-    _chores: trio.Event = field(factory=trio.Event, init=False)
+    _load_now: _Bell = field(factory=_Bell, init=False)
+    _chores: _Bell = field(factory=_Bell, init=False)
+    _archivable: _Bell = field(factory=_Bell, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._synced = self.journal.synced_upto
+        self.journal.on_error = self._written_on
         # unbounded, since its bound is `unloaded_max`, and is asked before a place is needed
         self._send, self._receive = trio.open_memory_channel[tuple[int, Record]](math.inf)
 
@@ -138,8 +161,8 @@ class Recorder:
         """
         self._admit(places)
         if not self.journal.reserve(places):
-            self._chores.set()  # a spare may be all that is missing
-            raise Overloaded("the journal has no room")
+            self._chores.ring()  # a spare may be all that is missing
+            raise Overloaded("the journal has no room", trigger="journal")
 
     def release(self, places: int) -> None:
         """Give room back that is no longer needed."""
@@ -154,15 +177,15 @@ class Recorder:
         if not reserved:
             self._admit(1)
         elif self._closed:
-            raise Overloaded("the books are closed")
+            raise Overloaded("the books are closed", trigger="closed")
         try:
             seq = self.journal.append(record, reserved=reserved)
         except NoRoom:
-            self._chores.set()
-            raise Overloaded("the journal has no room") from None
+            self._chores.ring()
+            raise Overloaded("the journal has no room", trigger="journal") from None
         except BooksFailed as error:
             self._fail(error)
-            raise Overloaded("the books have failed") from error
+            raise Overloaded("the books have failed", trigger="failed") from error
         if self._unsynced_since is None:
             self._unsynced_since = self.now()
         if isinstance(record, UsageRecord):
@@ -173,17 +196,18 @@ class Recorder:
     def close(self) -> None:
         """Take nothing more; `run` ends once everything is on the platter and, if the store can, loaded."""
         self._closed = True
+        self._closing.set()
         self._send.close()
 
     def _admit(self, places: int) -> None:
         if self.failed is not None:
-            raise Overloaded("the books have failed")
+            raise Overloaded("the books have failed", trigger="failed")
         if self._closed:
-            raise Overloaded("the books are closed")
+            raise Overloaded("the books are closed", trigger="closed")
         if self.unloaded + self.journal.reserved + places > self.unloaded_max:
-            raise Overloaded("too many records wait for the store")
+            raise Overloaded("too many records wait for the store", trigger="unloaded")
         if self.oldest_unsynced_seconds > self.unsynced_seconds_max:
-            raise Overloaded("the disk is too slow")
+            raise Overloaded("the disk is too slow", trigger="unsynced")
 
     # -- asking ----------------------------------------------------------------------------------------
 
@@ -213,6 +237,7 @@ class Recorder:
             self.loaded,
             self.oldest_unsynced_seconds,
             self.journal.reserved,
+            self.journal.written_on,
         )
 
     def usage_of(self, request: str) -> tuple[UsageRecord, ...]:
@@ -241,7 +266,7 @@ class Recorder:
         if self.failed is None and not self._over.is_set():
             await (self._flying if seq <= self._flying_upto else self._next).wait()
         if seq > self._synced:
-            raise Overloaded("the books have failed") from self.failed
+            raise Overloaded("the books have failed", trigger="failed") from self.failed
 
     async def flush(self) -> None:
         """Return once everything that is written by now is in the store; for `verify` and tests.
@@ -252,10 +277,10 @@ class Recorder:
         upto = self.journal.seq
         await self.durable(upto)
         while self.loaded < upto:
-            self._load_now.set()
+            self._load_now.ring()
             await self._loaded.wait()
             if self.loaded < upto and (self.store_error is not None or self._over.is_set()):
-                raise Overloaded(f"the store cannot be loaded: {self.store_error}")
+                raise Overloaded(f"the store cannot be loaded: {self.store_error}", trigger="unloaded")
 
     async def wait_failed(self) -> None:
         """Return when the books have failed: the process is to stop admitting, and to end with an error."""
@@ -272,8 +297,12 @@ class Recorder:
         with trio.CancelScope(shield=True):  # ends when the channel closes: by `close`, in whatever happens
             try:
                 async with trio.open_nursery() as nursery:
+                    self._archivable.ring()  # for what earlier processes have sealed
                     nursery.start_soon(self._load)
-                    nursery.start_soon(self._keep)
+                    nursery.start_soon(self._tend, "journal_chore", self._chores, self.journal.housework)
+                    nursery.start_soon(
+                        self._tend, "archive", self._archivable, lambda: self.journal.archiving(self.loaded)
+                    )
                     task_status.started()
                     await self._sync()
             except BaseException as error:
@@ -285,24 +314,28 @@ class Recorder:
                 self._wake()
             try:
                 await self.run_in_thread(self.journal.close)
-            except (
-                OSError
-            ) as error:  # all is on the platter; a segment that is not sealed is read just as well
+            except OSError as error:
+                # all is on the platter; a segment that is not sealed is read just as well
                 self.log("journal_not_sealed", error=repr(error))
         if self.failed is not None:
             raise BooksFailed(str(self.failed)) from self.failed
 
     async def _sync(self) -> None:
         """Group syncs for as long as there is something in the channel."""
+        began = -math.inf
         try:
             async for entry in self._receive:
+                with trio.move_on_at(began + self.sync_seconds):
+                    await self._closing.wait()
                 self._tail.append(entry)
                 self._drain()
+                began = trio.current_time()
                 await self._sync_once()
         finally:
             self._over.set()
-            self._load_now.set()
-            self._chores.set()
+            self._load_now.ring()
+            self._chores.ring()
+            self._archivable.ring()
 
     def _drain(self) -> None:
         try:
@@ -312,25 +345,39 @@ class Recorder:
             pass
 
     async def _sync_once(self) -> None:
+        """Bring what is written to the platter, in another file if need be, and let go of who waits for it."""
         if self.failed is not None:
             return  # what still comes out of the channel was promised to nobody
-        sync = self.journal.begin_sync()
         self._flying, self._next = self._next, trio.Event()
-        self._flying_upto = sync.upto
         self._since_flying, self._unsynced_since = self._unsynced_since, None
         try:
-            await self.run_in_thread(sync.run)
-            self.journal.synced(sync)
-        except (OSError, BooksFailed) as error:
+            synced = None
+            while synced is None:
+                synced = await self._try_sync()
+        except BooksFailed as error:
             self._fail(error)
             return
         self._since_flying = None
-        self._synced = sync.upto
+        self._synced = synced
         self._flying.set()
-        self._chores.set()
+        self._chores.ring()
+
+    async def _try_sync(self) -> int | None:
+        """Sync once; says up to where, or `None` if an error has led the journal on to another file."""
+        sync = self.journal.begin_sync()
+        self._flying_upto = sync.upto
+        try:
+            await self.run_in_thread(sync.run)
+        except OSError as error:
+            self.journal.sync_failed(sync, error)
+            return None
+        return sync.upto if self.journal.synced(sync) else None
+
+    def _written_on(self, error: BaseException) -> None:
+        self.log("journal_written_on", error=repr(error), times=self.journal.written_on)
 
     def _fail(self, error: BaseException) -> None:
-        self.journal.sync_failed(error)
+        self.journal.fail(error)
         if not self._failure.is_set():
             self.log("books_failed", error=repr(error))
             self._failure.set()
@@ -350,8 +397,7 @@ class Recorder:
         while True:
             if not self._over.is_set():
                 with trio.move_on_after(self.load_seconds if self.store_error is None else pause):
-                    await self._load_now.wait()
-            self._load_now = trio.Event()
+                    await self._load_now.heard()
             over = self._over.is_set()
             try:
                 more = await self._load_once()
@@ -367,7 +413,7 @@ class Recorder:
             if over and (not more or tries >= STOP_TRIES):
                 return
             if more and self.store_error is None:
-                self._load_now.set()
+                self._load_now.ring()
 
     async def _load_once(self) -> bool:
         """Load one slice, after finding out where the store is if that is unknown. Says if there is more."""
@@ -395,23 +441,24 @@ class Recorder:
                 if not entries:
                     del self._usage[record.request]
         self.loaded = max(self.loaded, upto)
+        self._archivable.ring()
 
-    # -- the keeper of files ---------------------------------------------------------------------------
+    # -- the keeper of files, and the archivist ----------------------------------------------------------
 
-    async def _keep(self) -> None:
-        """Do the journal's chores, one after the other, as syncs go by."""
+    async def _tend(self, name: str, bell: _Bell, next_chore: Callable[[], Chore | None]) -> None:
+        """Do chores of one sort, one after the other, whenever the bell rings; one that fails comes again."""
         pause = BACKOFF_SECONDS[0]
         while not self._over.is_set():
-            await self._chores.wait()
-            self._chores = trio.Event()
-            while not self._over.is_set() and (chore := self.journal.housework()) is not None:
+            await bell.heard()
+            while not self._over.is_set() and (chore := next_chore()) is not None:
                 try:
                     await self.run_in_thread(chore.run)
                     pause = BACKOFF_SECONDS[0]
                 except OSError as error:
-                    self.log("journal_chore_failed", error=repr(error), pause_seconds=pause)
+                    self.log(f"{name}_failed", error=repr(error), pause_seconds=pause)
                     with trio.move_on_after(pause):
                         await self._over.wait()
                     pause = min(pause * 2, BACKOFF_SECONDS[1])
                 finally:
-                    self.journal.housework_done(chore)
+                    self.journal.chore_done(chore)
+                    self._archivable.ring()  # one was sealed, perhaps

@@ -7,14 +7,14 @@
 4. Open the store, setting aside what of it cannot be read: the journal has it all. If it knows lines that
    the journal does not have, stop.
 5. Write what lies above the last mark into a new segment, under the same seqs, and sync it. Only then are
-   the old ones cut and sealed; they are never appended to.
-6. Load what is missing. Settle what the dead process left open, at its last progress; write that, sync it,
-   and load it, too.
+   the old ones cut and sealed; they are never appended to. They go into the archive later, in the background.
+6. Load what is missing. Settle every call that the dead process left open, at its last progress; write that,
+   sync it, and load it, too. A job stays open with its hold: its provider works on, and it is taken up again.
 
 A state directory that is not there yet goes the same way. Nothing here awaits: nobody is served meanwhile.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Generic, Protocol, Self, TypeVar
@@ -22,11 +22,22 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 from attrs import define, field, frozen
 
 from accounting.disk import Disk
-from accounting.journal import File, Journal, seal_file
-from accounting.ledger import Contradiction, Ledger, OpenAttempt
+from accounting.journal import Journal, Stored
+from accounting.ledger import Ledger, OpenAttempt
 from accounting.recorder import Index
 from accounting.records import Record, UsageRecord
-from accounting.scan import Damage, JournalDamaged, Scan, Segment, read_after, segments
+from accounting.refusals import Contradiction
+from accounting.scan import Damage, Scan, read_after
+from accounting.segment import (
+    SEALED,
+    SPARE,
+    File,
+    JournalDamaged,
+    Segment,
+    archive_of,
+    seal_file,
+    segments,
+)
 
 JOURNAL: Final = "journal"
 LOCK: Final = "lock"
@@ -64,12 +75,14 @@ class Findings:
         rewritten: records above the last mark that were written again.
         loaded: records that the store did not have.
         settled: what was settled for the dead process.
+        jobs: what is open still, each with its hold: work that a provider has taken on.
     """
 
     damages: tuple[Damage, ...]
     rewritten: int
     loaded: int
     settled: tuple[UsageRecord, ...]
+    jobs: tuple[OpenAttempt, ...] = ()
 
 
 @define(eq=False)
@@ -160,29 +173,33 @@ def recover(
             return max(clock(), last.ms)
 
         past, opened = scanned.past(), ledger.open_attempts()
+        jobs = tuple(one for one in opened if one.attempt.kind == "job")
+        calls = [one for one in opened if one.attempt.kind != "job"]
         _clear(disk, directory, scanned, past.number)
         journal = Journal.open(
-            disk, directory, past, segment_bytes=segment_bytes, clock=stamp, places=len(opened)
+            disk, directory, past, segment_bytes=segment_bytes, clock=stamp, places=len(calls)
         )
         undo.callback(journal.close)
-        _seal(disk, scanned)
         _load(store, read_after(disk, scanned.pieces, loaded), load_records_max)
-        settled = _settle(ledger, journal, opened, stamp)
+        journal.to_archive(_seal(disk, scanned, past.number))
+        settled = _settle(ledger, journal, calls, stamp)
         _load(store, enumerate(settled, scanned.last_seq + 1), load_records_max)
         undo.pop_all()
     missing = scanned.last_seq - loaded
-    findings = Findings(tuple(scanned.damages), len(past.tail), missing, tuple(settled))
+    findings = Findings(tuple(scanned.damages), len(past.tail), missing, tuple(settled), jobs)
     return Recovered(ledger, journal, store, findings, last.ms, lock)
 
 
 def _read(disk: Disk, directory: Path, ledger: Ledger, last: "_Newest") -> Scan:
     """Sync what is there, then scan it, replaying every record. Memory alone is changed."""
-    disk.make_dir(directory)
+    for one in (directory, archive_of(directory)):
+        disk.make_dir(one)
     disk.sync_dir(directory.parent)
     try:
         found = segments(disk, directory)
         for segment in found:
-            _sync(disk, segment)
+            if not segment.archived:  # those were synced before they got their name
+                _sync(disk, segment)
         disk.sync_dir(directory)
         scanned = Scan(disk, found)
         for seq, record in scanned:
@@ -215,19 +232,28 @@ def _sync(disk: Disk, segment: Segment) -> None:
 
 
 def _clear(disk: Disk, directory: Path, scanned: Scan, number: int) -> None:
-    """Remove what lies behind the last piece that counts: spares, and segments that were never synced."""
+    """Remove what lies behind the last piece that counts: segments that were never synced, and the spare."""
     for segment in reversed(scanned.unused):
         if segment.number > number:
             disk.unlink(segment.path)
+    disk.unlink(directory / SPARE)
     disk.sync_dir(directory)
 
 
-def _seal(disk: Disk, scanned: Scan) -> None:
-    """Cut and seal the old segments, now that what counts in them is on the platter elsewhere, too."""
-    for piece in scanned.pieces:
-        if not piece.segment.sealed:
-            path = piece.segment.path
-            seal_file(disk, File(path, piece.segment.number, disk.open(path), piece.end, piece.end))
+def _seal(disk: Disk, scanned: Scan, number: int) -> Iterator[Stored]:
+    """Cut and seal the old segments, now that what counts in them is on the platter elsewhere, too.
+
+    Says which of them are not in the archive yet.
+    """
+    counts = [(piece.segment, piece.last_seq, piece.end) for piece in scanned.pieces]
+    # nothing counts in one that another was written in place of; its number stays
+    counts += [(segment, 0, 0) for segment in scanned.unused if segment.number < number]
+    for segment, last_seq, end in counts:
+        if not segment.sealed:
+            seal_file(disk, File(segment.path, segment.number, disk.open(segment.path), end, end))
+        original = segment.original if segment.archived else segment.path.with_suffix(SEALED)
+        if original is not None:
+            yield Stored(original, last_seq)
 
 
 def _load(store: OpenIndex, records: Iterable[tuple[int, Record]], at_once: int) -> None:
@@ -247,17 +273,17 @@ def _settle(
     """Settle every call that is open, durably."""
     settled = []
     for one in opened:
-        record = ledger.settle_recovered(one.attempt, one.progress, stamp())
+        record = ledger.settle_recovered(one, stamp())
         journal.append(record)
         settled.append(record)
-    if settled:
+    while journal.synced_upto < journal.seq:
         sync = journal.begin_sync()
         try:
             sync.run()
         except OSError as error:
-            journal.sync_failed(error)
-            raise
-        journal.synced(sync)
+            journal.sync_failed(sync, error)
+        else:
+            journal.synced(sync)
     return settled
 
 

@@ -107,6 +107,7 @@ _PLAIN: Final = (
     "first_byte_ms",
     "ended_ms",
     "upstream_id",
+    "budget",
 )
 """Columns that are fields of `UsageRecord` as they stand."""
 

@@ -3,52 +3,35 @@
 The verdict is the important part. What lies below a mark had been promised to somebody: if it is missing
 or damaged, nothing may be done until a person has looked (`JournalDamaged`). What lies above the last mark
 may be torn by a power loss, within a segment or over the border of two: the intact part counts, the rest is
-cut.
+cut. And a segment that was given up after an error of the disk may be torn anywhere above what was synced by
+then: the one that was written in its place begins there.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from attrs import define, field, frozen
 
+from accounting.carries import Carried, Carries
 from accounting.disk import Disk
-from accounting.journal import OPEN, SEALED, Carries, Line, Lines, Past
-from accounting.records import CarryHead, Mark, Record
+from accounting.journal import Past
+from accounting.lines import Line, Lines
+from accounting.records import Carry, CarryHead, Mark, Record
+from accounting.segment import JournalDamaged, Segment, read, segments
 
-_NAME: Final = re.compile(rf"([0-9]{{8}})({re.escape(OPEN)}|{re.escape(SEALED)})")
-
-
-class JournalDamaged(Exception):
-    """Something that was on the platter is missing or cannot be read.
-
-    Args:
-        path: the file.
-        offset: where in it.
-        because: what is wrong there.
-    """
-
-    def __init__(self, path: Path, offset: int, because: str) -> None:
-        super().__init__(f"{path}, byte {offset}: {because}")
-        self.path = path
-        self.offset = offset
-        self.because = because
-
-
-@frozen
-class Segment:
-    """A file of the journal, as found."""
-
-    path: Path
-    number: int
-
-    @property
-    def sealed(self) -> bool:
-        """It was synced whole and closed, together with the head of the one after it."""
-        return self.path.suffix == SEALED
+__all__ = [
+    "Damage",
+    "JournalDamaged",
+    "Piece",
+    "Scan",
+    "Segment",
+    "read_after",
+    "read_upto",
+    "scan",
+    "segments",
+]
 
 
 @frozen
@@ -62,23 +45,11 @@ class Piece:
 
 @frozen
 class Damage:
-    """Where a segment stops being readable, although nothing is lost that was ever promised."""
+    """Where a segment is not as it should be, although nothing is lost that was ever promised."""
 
     path: Path
     offset: int
     because: str
-
-
-def segments(disk: Disk, directory: Path) -> list[Segment]:
-    """The journal's files in order. Raises `JournalDamaged` if one is there twice or missing in between."""
-    matches = [(name, _NAME.fullmatch(name)) for name in sorted(disk.names(directory))]
-    found = [Segment(directory / name, int(matched[1])) for name, matched in matches if matched]
-    for expected, segment in enumerate(found, 1):
-        if segment.number < expected:
-            raise JournalDamaged(segment.path, 0, f"segment {segment.number} is there twice")
-        if segment.number > expected:
-            raise JournalDamaged(segment.path, 0, f"the segment before it, {expected}, is missing")
-    return found
 
 
 @define(eq=False)
@@ -89,8 +60,10 @@ class Scan:
         disk: where it is.
         found: its segments.
         pieces: what counts of them, in order.
-        unused: spares, and segments behind a torn tail of which nothing was ever synced.
+        unused: segments of which nothing counts, and which are not sealed: never synced, or given up.
         damages: what was unreadable without loss.
+        miscarried: heads that do not repeat what was open; a fault of ours, and harmless while all older segments
+            are there.
         last_seq: of the last record.
         synced_upto: the highest mark.
     """
@@ -100,6 +73,7 @@ class Scan:
     pieces: list[Piece] = field(factory=list, init=False)
     unused: list[Segment] = field(factory=list, init=False)
     damages: list[Damage] = field(factory=list, init=False)
+    miscarried: list[Damage] = field(factory=list, init=False)
     last_seq: int = field(default=0, init=False)
     synced_upto: int = field(default=0, init=False)
     _crcs: dict[int, int] = field(factory=lambda: {0: 0}, init=False)
@@ -110,21 +84,19 @@ class Scan:
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go through the records. Raises `JournalDamaged` where something is lost that had been synced."""
         for place, segment in enumerate(self.found):
-            lines = Lines(_read(self.disk, segment))
+            lines = Lines(read(self.disk, segment))
             reader = iter(lines)
-            first = next(reader, None)
-            if first is None or first.letter != "C0":
-                self._headless(segment, lines)
+            head = _head(segment, next(reader, None))
+            if head is None or head.last_seq > self.last_seq:
+                if not self._taken_over(place):
+                    self._end(place, lines, head)
+                    return
+                if not segment.sealed:
+                    self.unused.append(segment)
                 continue
-            head = _decode(segment, first)
-            if not isinstance(head, CarryHead):  # pragma: no cover - the letter says so
-                raise TypeError(first.letter)
-            if head.last_seq > self.last_seq:
-                self._gap(place, head)
-                return
             if self._crcs.get(head.last_seq, int(head.last_crc, 16)) != int(head.last_crc, 16):
                 raise JournalDamaged(segment.path, 0, "does not follow on the segment before it: another CRC")
-            yield from self._records(segment, lines, reader, head.last_seq)
+            yield from self._records(segment, lines, reader, head)
 
     def past(self) -> Past:
         """What a new segment continues."""
@@ -133,25 +105,37 @@ class Scan:
         tail = tuple(record for _, record in self._tail)
         return Past(number, base, self._crcs[base], tail, self._carries)
 
+    # -- one segment -----------------------------------------------------------------------------------
+
     def _records(
-        self, segment: Segment, lines: Lines, reader: Iterator[Line], at: int
+        self, segment: Segment, lines: Lines, reader: Iterator[Line], head: CarryHead
     ) -> Iterator[tuple[int, Record]]:
-        """Go through one segment behind its head, and judge where it ends. `at`: the seq before it."""
+        """Go through one segment behind its first line, and judge where it ends."""
+        at = head.last_seq
+        carried: list[Carried] | None = []
         for line in reader:
-            if line.letter == "M":
+            letter = line.letter
+            if letter == "C":
+                if carried is not None:
+                    carried.append(_carried(segment, line))
+                continue
+            if carried is not None:
+                self._check_carries(segment, head, carried)
+                carried = None
+            if letter == "M":
                 self._mark(_decode(segment, line))
-            elif line.letter != "C":
-                at += 1
-                if line.seq != at:
-                    raise JournalDamaged(
-                        segment.path, line.offset, f"line {line.seq} stands in place of {at}"
-                    )
-                self._crcs[at] = line.crc
-                if at > self.last_seq:  # else written again by a recovery: the same, under the same seq
-                    record = _decode(segment, line)
-                    self.last_seq = at
-                    self._tail.append((at, record))
-                    yield at, record
+                continue
+            at += 1
+            if line.seq != at:
+                raise JournalDamaged(segment.path, line.offset, f"line {line.seq} stands in place of {at}")
+            self._crcs[at] = line.crc
+            if (
+                at > self.last_seq
+            ):  # else written again, after a kill or an error: the same, under the same seq
+                record = _decode(segment, line)
+                self.last_seq = at
+                self._tail.append((at, record))
+                yield at, record
         self.pieces.append(Piece(segment, at, lines.end))
         if lines.torn:
             if lines.mark_behind() > at:
@@ -167,36 +151,63 @@ class Scan:
                 self._carries.note(self._tail.popleft()[1])
             self._crcs = {seq: crc for seq, crc in self._crcs.items() if seq >= mark.synced_upto}
 
-    def _headless(self, segment: Segment, lines: Lines) -> None:
-        """A segment without a readable first line is a spare, or was never synced; or it is a loss."""
-        if segment.sealed or lines.mark_anywhere() > self.last_seq:
-            raise JournalDamaged(
-                segment.path, 0, "the first line is unreadable, and others behind it were synced"
+    def _check_carries(self, segment: Segment, head: CarryHead, carried: list[Carried]) -> None:
+        """Compare what the head repeats with what the records say was open there."""
+        if head.last_seq < self.last_seq - len(self._tail):
+            return  # that far back nothing is kept; it repeats what a mark has closed since
+        known = self._carries.copy()
+        for seq, record in self._tail:
+            if seq <= head.last_seq:
+                known.note(record)
+        if carried != list(known) or head.open_attempts != len(carried):
+            because = (
+                f"its head carries {len(carried)} open attempts over, and {len(known)} were open, or others"
             )
-        self.unused.append(segment)
-        if not lines.empty:
-            self._harmless(segment.path, 0, "the first line is unreadable")
+            self.miscarried.append(Damage(segment.path, 0, because))
 
-    def _gap(self, place: int, head: CarryHead) -> None:
-        """Lines are missing between two segments: torn together with what follows, or a loss."""
-        segment, before = self.found[place], self.pieces[-1] if self.pieces else None
-        missing = f"lines {self.last_seq + 1} to {head.last_seq}, before {segment.path.name}, are missing"
-        path, offset = (before.segment.path, before.end) if before is not None else (segment.path, 0)
-        # sealed means: synced, with the head of its successor; and a journal begins at its beginning
-        lost = before is None or before.segment.sealed or any(one.sealed for one in self.found[place:])
-        if lost or any(
-            Lines(_read(self.disk, later)).mark_anywhere() > self.last_seq for later in self.found[place:]
-        ):
-            raise JournalDamaged(path, offset, f"{missing}, and had been synced")
-        self.unused += self.found[place:]
-        self._harmless(path, offset, missing)
+    # -- where a segment does not follow on what was read ---------------------------------------------------
+
+    def _taken_over(self, place: int) -> bool:
+        """A later segment begins at or before what was read so far: it was written in place of this one.
+
+        Only what is not synced is ever written again, so nothing that was promised stands here alone.
+        """
+        for later in self.found[place + 1 :]:
+            head = _head(later, next(iter(Lines(read(self.disk, later))), None))
+            if head is not None and head.last_seq <= self.last_seq:
+                return True
+        return False
+
+    def _end(self, place: int, lines: Lines, head: CarryHead | None) -> None:
+        """Nothing from here on follows on what was read: it was never synced, or something is lost."""
+        rest = self.found[place:]
+        # sealed means: synced, with the head of its successor
+        lost = any(one.sealed for one in rest) or self._marked_behind(rest)
+        if head is None:
+            if lost:
+                raise JournalDamaged(
+                    rest[0].path, 0, "the first line is unreadable, and others behind it were synced"
+                )
+            if not lines.empty:
+                self._harmless(rest[0].path, 0, "the first line is unreadable")
+        else:
+            before = self.pieces[-1] if self.pieces else None
+            path, offset = (before.segment.path, before.end) if before is not None else (rest[0].path, 0)
+            missing = f"lines {self.last_seq + 1} to {head.last_seq}, before {rest[0].path.name}, are missing"
+            if lost or before is None or before.segment.sealed:  # a journal begins at its beginning
+                raise JournalDamaged(path, offset, f"{missing}, and had been synced")
+            self._harmless(path, offset, missing)
+        self.unused += rest
+
+    def _marked_behind(self, rest: list[Segment]) -> bool:
+        return any(Lines(read(self.disk, one)).mark_anywhere() > self.last_seq for one in rest)
 
     def _harmless(self, path: Path, offset: int, because: str) -> None:
         self.damages.append(Damage(path, offset, f"{because}; nothing there had been synced"))
 
 
 def scan(disk: Disk, directory: Path) -> Scan:
-    """Read a whole journal that nobody writes; iterate over what is returned."""
+    """Read a whole journal that nobody writes, its archive too; iterate over what is returned."""
     return Scan(disk, segments(disk, directory))
 
 
@@ -220,17 +231,25 @@ def read_after(disk: Disk, pieces: Iterable[Piece], seq: int) -> Iterator[tuple[
     """The records after a seq, from pieces that a scan found sound; what lies before is not even decoded."""
     for piece in pieces:
         if piece.last_seq > seq:
-            for line in Lines(_read(disk, piece.segment)[: piece.end]):
+            for line in Lines(read(disk, piece.segment)):
+                if line.offset >= piece.end:
+                    break
                 if line.seq > seq and line.letter not in ("C0", "C", "M"):
                     seq = line.seq
                     yield seq, _decode(piece.segment, line)
 
 
-def _read(disk: Disk, segment: Segment) -> bytes:
-    try:
-        return disk.read(segment.path)
-    except FileNotFoundError:  # it was sealed since its name was read
-        return disk.read(segment.path.with_suffix(SEALED))
+def _head(segment: Segment, line: Line | None) -> CarryHead | None:
+    """What the first line of a segment says, if it is there."""
+    record = _decode(segment, line) if line is not None and line.letter == "C0" else None
+    return record if isinstance(record, CarryHead) else None
+
+
+def _carried(segment: Segment, line: Line) -> Carried:
+    record = _decode(segment, line)
+    if not isinstance(record, Carry):  # pragma: no cover - the letter says so
+        raise TypeError(line.letter)
+    return Carried.of(record)
 
 
 def _decode(segment: Segment, line: Line) -> Record:

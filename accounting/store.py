@@ -4,13 +4,15 @@ A slice of records goes in by one transaction that also moves `meta.loaded_seq`,
 once, whatever happened: a COMMIT that raises may have succeeded (DuckDB reports a failed checkpoint that
 way), so after any error the answer is to reopen and ask. Nothing here is the only copy of anything.
 
-Slices are read by DuckDB itself from a temporary file of JSON lines. Measured with rows of `usage`, in
-slices of 1,000: 15 µs a row, against 25 by the appender; and the event loop's delay stays below 2 ms at p99,
-where the appender, which holds the interpreter's lock, makes it 12 (20,000 rows: 5 against 32 ms).
+Slices are read by DuckDB itself from temporary files of JSON lines, one for each kind of record. Measured with
+rows of `usage`, in slices of 1,000: 15 µs a row, against 25 by the appender; and the event loop's delay stays
+below 2 ms at p99, where the appender, which holds the interpreter's lock, makes it 12 (20,000 rows: 5 against
+32 ms). What is left to Python, writing those files, gives the lock up every few records.
 """
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Condition
 from typing import Any, Final, Self
@@ -20,8 +22,11 @@ import msgspec
 from attrs import define, field, frozen
 
 from accounting.records import (
+    LETTERS,
     Attempt,
+    Extension,
     Grant,
+    Job,
     Key,
     Record,
     Transfer,
@@ -32,7 +37,11 @@ from accounting.records import (
 from pricing.usage import BUCKETS
 
 ENCODE_AT_ONCE: Final = 256
-"""Records encoded between two writes of the file, each of which lets the event loop run."""
+"""Records encoded in one go: a third of a millisecond, for which the event loop may have to wait."""
+
+YIELD_SECONDS: Final = 50e-6
+"""Pause after that, long enough for the event loop to wake up and take the interpreter's lock. To give it up for
+the moment of a write does not suffice: it is taken back before anybody has noticed."""
 
 WAL_BYTES: Final = "16MB"
 """DuckDB checkpoints when its log is larger. Small, so that opening is quick; it stalls only the loader."""
@@ -40,6 +49,9 @@ WAL_BYTES: Final = "16MB"
 NAME: Final = "books.duckdb"
 
 Rows = list[tuple[Any, ...]]
+
+Entry = tuple[int, Record] | tuple[int, Record, bytes]
+"""A record and its seq; whatever stands behind them does not matter here."""
 
 
 class StoreError(Exception):
@@ -84,7 +96,7 @@ _KEY: Final = Loading(
     """{s: 'BIGINT', key: 'VARCHAR', wallet: 'VARCHAR', digest: 'VARCHAR', hint: 'VARCHAR', name: 'VARCHAR',
         requests_per_minute: 'VARCHAR', tokens_per_minute: 'VARCHAR', concurrency: 'VARCHAR',
         models: 'VARCHAR[]', markup_ppm: 'VARCHAR', expires_ms: 'VARCHAR', revoked: 'BOOLEAN',
-        at_ms: 'BIGINT'}""",
+        at_ms: 'BIGINT', cap: 'VARCHAR', cap_window: 'VARCHAR', clamp: 'BOOLEAN'}""",
     """
     INSERT INTO api_key BY NAME
     SELECT s AS seq,
@@ -93,7 +105,10 @@ _KEY: Final = Loading(
             try_cast(tokens_per_minute AS BIGINT) AS tokens_per_minute,
             try_cast(concurrency AS BIGINT) AS concurrency,
             try_cast(markup_ppm AS BIGINT) AS markup_ppm,
-            try_cast(expires_ms AS BIGINT) AS expires_ms),
+            try_cast(expires_ms AS BIGINT) AS expires_ms,
+            try_cast(cap AS HUGEINT) AS cap,
+            coalesce(cap_window, 'lifetime') AS cap_window,
+            coalesce(clamp, false) AS clamp),
         min(s) OVER every AS created_seq, min(at_ms) OVER every AS created_ms
     FROM {lines} WINDOW every AS (PARTITION BY key)
     QUALIFY s = max(s) OVER every
@@ -102,7 +117,8 @@ _KEY: Final = Loading(
         name = excluded.name, requests_per_minute = excluded.requests_per_minute,
         tokens_per_minute = excluded.tokens_per_minute, concurrency = excluded.concurrency,
         models = excluded.models, markup_ppm = excluded.markup_ppm, expires_ms = excluded.expires_ms,
-        revoked = excluded.revoked, at_ms = excluded.at_ms
+        revoked = excluded.revoked, at_ms = excluded.at_ms, cap = excluded.cap,
+        cap_window = excluded.cap_window, clamp = excluded.clamp
     """,
 )
 
@@ -130,8 +146,26 @@ _TRANSFER: Final = Loading(
 _ATTEMPT: Final = Loading(
     """{s: 'BIGINT', request: 'VARCHAR', number: 'BIGINT', wallet: 'VARCHAR', key: 'VARCHAR', hold: 'HUGEINT',
         model: 'VARCHAR', provider: 'VARCHAR', account: 'VARCHAR', dialect: 'VARCHAR', stream: 'BOOLEAN',
-        price_version: 'VARCHAR', markup_ppm: 'BIGINT', kind: 'VARCHAR', at_ms: 'BIGINT'}""",
-    "INSERT INTO attempt BY NAME SELECT s AS seq, * EXCLUDE (s) FROM {lines}",
+        price_version: 'VARCHAR', markup_ppm: 'BIGINT', kind: 'VARCHAR', at_ms: 'BIGINT',
+        hold_ms: 'BIGINT', budget: 'VARCHAR', budget_max: 'HUGEINT'}""",
+    """
+    INSERT INTO attempt BY NAME
+    SELECT s AS seq,
+        * EXCLUDE (s) REPLACE (
+            coalesce(kind, 'call') AS kind, coalesce(hold_ms, 0) AS hold_ms, coalesce(budget, '') AS budget)
+    FROM {lines}
+    """,
+)
+
+_EXTENSION: Final = Loading(
+    "{s: 'BIGINT', request: 'VARCHAR', number: 'BIGINT', hold: 'HUGEINT', at_ms: 'BIGINT'}",
+    "INSERT INTO extension BY NAME SELECT s AS seq, * EXCLUDE (s) FROM {lines}",
+)
+
+_JOB: Final = Loading(
+    """{s: 'BIGINT', request: 'VARCHAR', number: 'BIGINT', job: 'VARCHAR', usage: 'JSON', cost: 'HUGEINT',
+        list_cost: 'HUGEINT', at_ms: 'BIGINT'}""",
+    "INSERT INTO job BY NAME SELECT s AS seq, * EXCLUDE (s) FROM {lines}",
 )
 
 _USAGE: Final = Loading(
@@ -140,13 +174,15 @@ _USAGE: Final = Loading(
         outcome: 'VARCHAR', status: 'BIGINT', source: 'VARCHAR', price_version: 'VARCHAR',
         markup_ppm: 'BIGINT', held: 'HUGEINT', price: 'HUGEINT', charged: 'HUGEINT', cost: 'HUGEINT',
         loss: 'HUGEINT', currency: 'VARCHAR', started_ms: 'BIGINT', first_byte_ms: 'BIGINT',
-        ended_ms: 'BIGINT', upstream_id: 'VARCHAR', flags: 'VARCHAR[]', usage_legs: 'JSON',
+        ended_ms: 'BIGINT', upstream_id: 'VARCHAR', budget: 'VARCHAR', flags: 'VARCHAR[]', usage_legs: 'JSON',
         usage: 'STRUCT({", ".join(f"{bucket} BIGINT" for bucket in BUCKETS)})',
         legs: 'STRUCT("grant" VARCHAR, amount HUGEINT)[]'}}""",
     """
     INSERT INTO usage BY NAME
     SELECT s AS seq, unnest(usage),
-        * EXCLUDE (s, usage) REPLACE ([{'grant_': leg."grant", 'amount': leg.amount} for leg in legs] AS legs)
+        * EXCLUDE (s, usage) REPLACE (
+            [{'grant_': leg."grant", 'amount': leg.amount} for leg in legs] AS legs,
+            coalesce(budget, '') AS budget)
     FROM {lines}
     """,
 )
@@ -163,6 +199,8 @@ _LOADINGS: Final[dict[type, Loading]] = {
     Grant: _GRANT,
     Transfer: _TRANSFER,
     Attempt: _ATTEMPT,
+    Extension: _EXTENSION,
+    Job: _JOB,
     UsageRecord: _USAGE,
     Void: _VOID,
 }
@@ -315,7 +353,8 @@ class Store:
                 with suppress(duckdb.Error):  # an instance that has failed fails to close, too
                     connection.close()
             if self._schema_dir is not None:
-                _scratch_of(self.path).unlink(missing_ok=True)
+                for kind in _LOADINGS:
+                    _scratch_of(self.path, kind).unlink(missing_ok=True)
 
     def query(self, sql: str, parameters: Sequence[object] | dict[str, object] = ()) -> Rows:
         """Ask a question, in a transaction of its own; may run beside others. Raises `StoreError`."""
@@ -342,7 +381,7 @@ class Store:
         """The last record that is in here. Raises `StoreError`."""
         return int(self.query("SELECT loaded_seq FROM meta")[0][0])
 
-    def load(self, records: Sequence[tuple[int, Record]]) -> int:
+    def load(self, records: Sequence[Entry]) -> int:
         """Take in a slice of the journal, in order, in one transaction; what is in already is left out.
 
         Returns:
@@ -359,7 +398,7 @@ class Store:
             try:
                 row = connection.execute("SELECT loaded_seq FROM meta").fetchone()
                 after: int = row[0] if row is not None else 0
-                new = [entry for entry in records if entry[0] > after]
+                new = records[max(after + 1 - records[0][0], 0) :] if records else ()
                 upto = self._insert(connection, new, after) if new else after
                 connection.execute("COMMIT")
             except BaseException:
@@ -368,24 +407,18 @@ class Store:
                 raise
         return upto
 
-    def _insert(
-        self, connection: duckdb.DuckDBPyConnection, records: Sequence[tuple[int, Record]], after: int
-    ) -> int:
+    def _insert(self, connection: duckdb.DuckDBPyConnection, records: Sequence[Entry], after: int) -> int:
         first, upto = records[0][0], records[-1][0]
         if first != after + 1 or upto - after != len(records):
             raise StoreError(f"lines {first} to {upto} ({len(records)}) do not follow on line {after}")
-        kinds: dict[type, list[tuple[int, Record]]] = {}
-        for entry in records:
-            kinds.setdefault(type(entry[1]), []).append(entry)
-        scratch = _scratch_of(self.path)
+        files = _write_lines(self.path, records)
         for kind, loading in _LOADINGS.items():
-            if kind in kinds:
-                _write_lines(scratch, kinds[kind])
+            if kind in files:
                 # not `format`: the SQL has braces of its own
                 lines = _LINES.replace("{columns}", loading.columns)
-                connection.execute(loading.sql.replace("{lines}", lines), {"file": str(scratch)})
+                connection.execute(loading.sql.replace("{lines}", lines), {"file": str(files[kind])})
         for kind, posting in ((Grant, _POST_GRANTS), (UsageRecord, _POST_USAGE)):
-            if kind in kinds:
+            if kind in files:
                 connection.execute(posting, {"after": after, "upto": upto})
         connection.execute("UPDATE meta SET loaded_seq = $upto", {"upto": upto})
         return upto
@@ -395,18 +428,28 @@ def _log_of(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
 
 
-def _scratch_of(path: Path) -> Path:
-    return path.with_name(path.name + ".load")
+def _scratch_of(path: Path, kind: type) -> Path:
+    return path.with_name(f"{path.name}.load-{LETTERS[kind]}")
 
 
-def _write_lines(path: Path, records: Sequence[tuple[int, Record]]) -> None:
+def _write_lines(path: Path, records: Sequence[Entry]) -> dict[type, Path]:
+    """Write the records that have a table into a file for each kind, for DuckDB to read; says which files."""
     encode = msgspec.json.encode
-    with path.open("wb", buffering=0) as file:
+    with ExitStack() as closing:
+        files: dict[type, Any] = {}
         for start in range(0, len(records), ENCODE_AT_ONCE):
-            some = records[start : start + ENCODE_AT_ONCE]
-            rest = b"".join([b'{"s":%d,%s\n' % (seq, encode(record)[1:]) for seq, record in some])
-            while rest:
-                rest = rest[file.write(rest) :]
+            lines: dict[type, list[bytes]] = {}
+            for entry in records[start : start + ENCODE_AT_ONCE]:
+                kind = type(entry[1])
+                if kind in _LOADINGS:
+                    line = b'{"s":%d,%s\n' % (entry[0], encode(entry[1])[1:])
+                    lines.setdefault(kind, []).append(line)
+            for kind, some in lines.items():
+                if kind not in files:
+                    files[kind] = closing.enter_context(_scratch_of(path, kind).open("wb"))
+                files[kind].write(b"".join(some))
+            time.sleep(YIELD_SECONDS)
+    return {kind: _scratch_of(path, kind) for kind in files}
 
 
 def _migrate(connection: duckdb.DuckDBPyConnection, schema_dir: Path) -> None:

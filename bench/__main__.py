@@ -3,6 +3,7 @@
     python -m bench list
     python -m bench requests [--seconds 5] [--rounds 3] [--json]
     python -m bench streaming [--seconds 5] [--rounds 3] [--json]
+    python -m bench ledger [--json]
     python -m bench all
 
 The rounds alternate between direct and gateway, and the figures are medians. Direct is the ceiling of the harness
@@ -12,7 +13,7 @@ itself (our provider and our client, both in Python): no gateway can look faster
 import argparse
 import os
 
-from bench import report
+from bench import ledger, report
 from bench.scenarios import SCENARIOS, run
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("scenario", choices=["list", "all", *SCENARIOS])
+    parser.add_argument("scenario", choices=["list", "all", "ledger", *SCENARIOS])
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
     parser.add_argument(
         "--rounds", type=int, default=3, help="alternating rounds, of which the median is shown"
@@ -32,6 +33,13 @@ def main() -> None:
     if asked.scenario == "list":
         for name, scenario in SCENARIOS.items():
             print(f"{name:12} {scenario.text}")
+        print(f"{'ledger':12} {ledger.TEXT}")
+        return
+    if asked.scenario in ("ledger", "all"):
+        figures = ledger.run()
+        path = report.save("ledger", figures)
+        print(report.as_json(figures) if asked.json else f"{ledger.as_table(figures)}\n\nwritten to {path}\n")
+    if asked.scenario == "ledger":
         return
     names = list(SCENARIOS) if asked.scenario == "all" else [asked.scenario]
     pin = not asked.no_pin and (os.cpu_count() or 1) > 1

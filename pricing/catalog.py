@@ -25,6 +25,7 @@ from pricing.price import CacheWrites, Price, Rates, Tier
 DialectName = Literal["openai_chat", "anthropic", "gemini"]
 ProviderKind = Literal["openai", "anthropic", "gemini"]
 StopsBilling = Literal["yes", "no", "unknown"]
+StatesInput = Literal["start", "end"]
 OutputField = Literal["max_completion_tokens", "max_tokens", "maxOutputTokens"]
 Reasoning = Literal["none", "off", "on", "always"]
 
@@ -45,6 +46,7 @@ class Vendor:
         kind: how its API is addressed.
         base_url: where its API is.
         stops_billing: whether hanging up in the middle of a stream ends the bill there.
+        states_input: whether a stream states the input for good at its start, or only at its end.
         source: where `stops_billing` is known from.
         rank: a bare model name that several vendors know belongs to the lowest rank.
     """
@@ -56,6 +58,7 @@ class Vendor:
     stops_billing: StopsBilling = field(validator=in_(get_args(StopsBilling)))
     source: str
     rank: int = 100
+    states_input: StatesInput = field(default="end", validator=in_(get_args(StatesInput)))
 
 
 @frozen
@@ -120,6 +123,7 @@ class Model:
             that divides by it is not cheaper than a report.
         tokens_per_second_max: fastest that it writes; bounds hidden tokens by the time that went by.
         cache_writes: the class of cache write that the vendor makes, and bills, without being asked.
+        thinking_tokens_min: the least that a bound on its reasoning may be, where callers can set one.
         prices: what it costs, by the day from which on; ascending.
         aliases: names for it that the vendor does not know; they travel as `wire_name`.
         created: when it was released, in unix seconds.
@@ -147,6 +151,7 @@ class Model:
     created: int = field(default=0, validator=_count)
     parameters: bool = False
     cache_writes: CacheWrites = field(default="none", validator=in_(get_args(CacheWrites)))
+    thinking_tokens_min: int = field(default=0, validator=_count)
 
     @output_max.validator
     def _output_fits(self, _attribute: object, value: int) -> None:

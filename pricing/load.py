@@ -28,6 +28,7 @@ from pricing.catalog import (
     OutputField,
     ProviderKind,
     Reasoning,
+    StatesInput,
     StopsBilling,
     Vendor,
     check,
@@ -69,6 +70,7 @@ class _VendorEntry(Struct, frozen=True, forbid_unknown_fields=True):
     stops_billing: StopsBilling
     source: str
     rank: int = 100
+    states_input: StatesInput = "end"
 
 
 class _Behaviour(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +89,7 @@ class _Behaviour(Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_second_max: int | UnsetType = UNSET
     cache_writes: CacheWrites | UnsetType = UNSET
     parameters: bool | UnsetType = UNSET
+    thinking_tokens_min: int | UnsetType = UNSET
 
 
 class _ModelEntry(_Behaviour, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,7 +129,7 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     price: dict[str, Any] = {}
 
 
-OPTIONAL: Final = {"cache_writes": "none", "parameters": False}
+OPTIONAL: Final = {"cache_writes": "none", "parameters": False, "thinking_tokens_min": 0}
 """What neither a model nor its family needs to say."""
 
 Entry = TypeVar("Entry", bound=Struct)

@@ -5,13 +5,17 @@ costs at least as much as the usage does. That inequality is the reason why no w
 `tests/pricing/test_price.py` holds it over random prices, bounds and usages.
 """
 
+from itertools import product
+from operator import mul
+from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
 from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import ge, in_, instance_of
+from msgspec.structs import astuple
 
 from pricing.money import PPM, Pico, marked_up
-from pricing.usage import Usage
+from pricing.usage import BUCKETS, COUNT_MAX, Usage
 
 
 def _is_a_rate(_instance: object, attribute: "Attribute[Any]", value: object) -> None:
@@ -60,10 +64,33 @@ FALLBACK: Final = {
 
 @frozen
 class Tier:
-    """Rates that hold for answers whose context is longer than `above` tokens."""
+    """Rates that hold for answers whose context is longer than `above` tokens.
+
+    What is worked out beforehand has private names: the content of a catalogue is what was written, and no more.
+    """
 
     above: int = field(validator=[instance_of(int), ge(0)])
     rates: Rates = field(validator=instance_of(Rates))
+    _each: tuple[Pico, ...] = field(init=False, repr=False, eq=False)
+    _unwritten: tuple[str, ...] = field(init=False, repr=False, eq=False)
+
+    @_each.default
+    def _work_out_each(self) -> tuple[Pico, ...]:
+        return tuple(0 if name == "reasoning" else rate(self.rates, name) for name in BUCKETS)
+
+    @_unwritten.default
+    def _find_unwritten(self) -> tuple[str, ...]:
+        return tuple(name for name in RATE_NAMES if name != "requests" and _written(self.rates, name) is None)
+
+    @property
+    def each(self) -> tuple[Pico, ...]:
+        """What one of each bucket costs, stand-ins included, in the order of `BUCKETS`: a bill is a sum over it."""
+        return self._each
+
+    @property
+    def unwritten(self) -> tuple[str, ...]:
+        """Buckets with neither a rate nor a stand-in."""
+        return self._unwritten
 
 
 CacheWrites = Literal["none", "5m", "1h"]
@@ -71,6 +98,40 @@ CacheWrites = Literal["none", "5m", "1h"]
 
 _count = [instance_of(int), ge(0)]
 _class_of_write = in_(get_args(CacheWrites))
+_dearness = get_args(CacheWrites).index
+
+WEB_SEARCHES: Final = BUCKETS.index("web_searches")
+REQUESTS: Final = BUCKETS.index("requests")
+
+
+def _places(*names: str) -> tuple[int, ...]:
+    return tuple(BUCKETS.index(name) for name in names)
+
+
+READ: Final = MappingProxyType(
+    {
+        (writes, audio, image): _places(
+            "input",
+            "cache_read",
+            *(["cache_write_5m"] if writes != "none" else []),
+            *(["cache_write_1h"] if writes == "1h" else []),
+            *(["audio_input", "audio_cached"] if audio else []),
+            *(["image_input"] if image else []),
+        )
+        for writes, audio, image in product(get_args(CacheWrites), (False, True), (False, True))
+    }
+)
+"""Which buckets input can fall into: by class of cache write, and whether there may be audio and images."""
+
+WRITTEN: Final = MappingProxyType(
+    {
+        (audio, image): _places(
+            "output", *(["audio_output"] if audio else []), *(["image_output"] if image else [])
+        )
+        for audio, image in product((False, True), (False, True))
+    }
+)
+"""Which buckets output can fall into: whether there may be audio and images."""
 
 
 @frozen
@@ -122,7 +183,7 @@ class Price:
 
     def list_cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the legs cost at list price: the operator's own cost."""
-        return sum(_cost(leg, self._rates_for(leg.context)) for leg in legs)
+        return sum([sum(map(mul, self.tier_at(leg.context).each, astuple(leg))) for leg in legs])
 
     def cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the customer owes for the legs of one answer; rounded up once, by the markup."""
@@ -139,49 +200,57 @@ class Price:
         class that the body or the vendor's habits allow. One call is counted; seconds, characters and images
         are not bounded by tokens and belong to prices known beforehand.
         """
-        reachable = [tier.rates for tier in self.tiers if tier.above == 0 or tier.above < bounds.input]
-        classes = ["input", "cache_read"]
-        writes = {bounds.cache_writes, self.cache_writes} - {"none"}
-        if writes:
-            classes.append("cache_write_5m")
-        if "1h" in writes:
-            classes.append("cache_write_1h")
-        if bounds.audio:
-            classes += ["audio_input", "audio_cached"]
-        if bounds.image:
-            classes.append("image_input")
-        written = ["output"]
-        if bounds.audio_output:
-            written.append("audio_output")
-        if bounds.image_output:
-            written.append("image_output")
-        most = (
-            bounds.input * max(rate(rates, name) for rates in reachable for name in classes)
-            + bounds.output * max(rate(rates, name) for rates in reachable for name in written)
-            + bounds.web_searches * max(rate(rates, "web_searches") for rates in reachable)
-            + max(rate(rates, "requests") for rates in reachable)
+        fixed, each = self.ceiling_line(bounds)
+        return marked_up(fixed + bounds.output * each, self.markup_ppm)
+
+    def ceiling_line(self, bounds: Bounds) -> tuple[Pico, Pico]:
+        """The ceiling at list price as a line over the output: what all else costs, and what each token does.
+
+        `ceiling` of these bounds with any other output is `marked_up(fixed + output * each, markup_ppm)`.
+        """
+        read, written = self.classes(bounds)
+        reachable = [tier.each for tier in self.tiers if tier.above == 0 or tier.above < bounds.input]
+        fixed = (
+            bounds.input * max([each[place] for each in reachable for place in read])
+            + bounds.web_searches * max([each[WEB_SEARCHES] for each in reachable])
+            + max([each[REQUESTS] for each in reachable])
         )
-        return marked_up(most, self.markup_ppm)
+        return fixed, max([each[place] for each in reachable for place in written])
+
+    def classes(self, bounds: Bounds) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which buckets input and output can fall into, as places in `BUCKETS`: by the body, or the vendor's habits."""
+        writes = max(bounds.cache_writes, self.cache_writes, key=_dearness)
+        return READ[writes, bounds.audio, bounds.image], WRITTEN[bounds.audio_output, bounds.image_output]
 
     def unpriced(self, legs: tuple[Usage, ...]) -> frozenset[str]:
         """Buckets in use with neither a written rate nor a stand-in; charged at nothing, and alarmed."""
         return frozenset(
-            name
-            for leg in legs
-            for name in leg.counts()
-            if name not in ("reasoning", "requests") and _written(self._rates_for(leg.context), name) is None
+            [name for leg in legs for name in self.tier_at(leg.context).unwritten if getattr(leg, name)]
         )
 
     def with_markup(self, markup_ppm: int) -> "Price":
         """The same list price under another markup."""
         return evolve(self, markup_ppm=markup_ppm)
 
-    def _rates_for(self, context: int) -> Rates:
-        rates = self.tiers[0].rates
-        for tier in self.tiers[1:]:
+    def tier_at(self, context: int) -> Tier:
+        """The tier that holds for an answer (or a leg of it) of this context length, in tokens."""
+        found = self.tiers[0]
+        for tier in self.tiers:
             if context > tier.above:
-                rates = tier.rates
-        return rates
+                found = tier
+        return found
+
+
+def affordable_output(price: Price, bounds: Bounds, amount: Pico) -> int:
+    """The most tokens of output for which the ceiling of these bounds stays within an amount.
+
+    Exact: one more would cost more. 0 where not even the input fits; `COUNT_MAX` where output costs nothing.
+    """
+    fixed, each = price.ceiling_line(bounds)
+    if not price.markup_ppm or not each:
+        return COUNT_MAX if amount >= marked_up(fixed, price.markup_ppm) else 0
+    left = amount * PPM // price.markup_ppm - fixed  # the markup is rounded up, so this is what it is of
+    return min(max(left, 0) // each, COUNT_MAX)
 
 
 def rate(rates: Rates, name: str) -> Pico:
@@ -197,7 +266,3 @@ def _written(rates: Rates, name: str) -> Pico | None:
             return written
         at = FALLBACK.get(at)
     return None
-
-
-def _cost(leg: Usage, rates: Rates) -> Pico:
-    return sum(count * rate(rates, name) for name, count in leg.counts().items() if name != "reasoning")

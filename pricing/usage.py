@@ -12,18 +12,17 @@ mistaken for a report.
 from enum import StrEnum
 from typing import Final
 
-from attrs import define, field, fields, frozen
-from attrs.validators import and_, ge, instance_of, le
+import msgspec
+from attrs import define, field, frozen
 
 COUNT_MAX: Final = 2**40
 """No count of tokens, seconds or characters is larger: the guard against absurd reports."""
 
-_count = and_(instance_of(int), ge(0), le(COUNT_MAX))
 
-
-@frozen
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Disjoint, non-negative counts of what one answer (or one leg of it) used.
+
+    A struct, not an attrs class as elsewhere: several are made for each request, and read back from the journal.
 
     Attributes:
         input: text tokens read at the plain input rate.
@@ -37,22 +36,36 @@ class Usage:
         seconds, characters, images: units of media.
     """
 
-    input: int = field(default=0, validator=_count)
-    cache_read: int = field(default=0, validator=_count)
-    cache_write_5m: int = field(default=0, validator=_count)
-    cache_write_1h: int = field(default=0, validator=_count)
-    output: int = field(default=0, validator=_count)
-    reasoning: int = field(default=0, validator=_count)
-    audio_input: int = field(default=0, validator=_count)
-    audio_cached: int = field(default=0, validator=_count)
-    audio_output: int = field(default=0, validator=_count)
-    image_input: int = field(default=0, validator=_count)
-    image_output: int = field(default=0, validator=_count)
-    requests: int = field(default=0, validator=_count)
-    web_searches: int = field(default=0, validator=_count)
-    seconds: int = field(default=0, validator=_count)
-    characters: int = field(default=0, validator=_count)
-    images: int = field(default=0, validator=_count)
+    input: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+    reasoning: int = 0
+    audio_input: int = 0
+    audio_cached: int = 0
+    audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
+    requests: int = 0
+    web_searches: int = 0
+    seconds: int = 0
+    characters: int = 0
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no count: an invalid usage does not exist."""
+        for count in msgspec.structs.astuple(self):
+            if count.__class__ is not int or not 0 <= count <= COUNT_MAX:
+                self._refuse()
+
+    def _refuse(self) -> None:
+        for name in BUCKETS:
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise TypeError(f"{name}: expected an integer, not {count!r:.60}")
+            if not 0 <= count <= COUNT_MAX:
+                raise ValueError(f"{name}: expected 0 to {COUNT_MAX}, not {count}")
 
     @property
     def context(self) -> int:
@@ -69,10 +82,12 @@ class Usage:
 
     def counts(self) -> dict[str, int]:
         """The buckets that are not zero, by name."""
-        return {name: count for name in BUCKETS if (count := getattr(self, name))}
+        return {
+            name: count for name, count in zip(BUCKETS, msgspec.structs.astuple(self), strict=True) if count
+        }
 
 
-BUCKETS: Final = tuple(attribute.name for attribute in fields(Usage))
+BUCKETS: Final = tuple(entry.name for entry in msgspec.structs.fields(Usage))
 PRICED_BUCKETS: Final = tuple(name for name in BUCKETS if name != "reasoning")
 
 NO_USAGE: Final = Usage()

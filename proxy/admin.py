@@ -13,8 +13,8 @@ from attrs import define
 
 from accounting.audit import Finding
 from accounting.hold import Books
-from accounting.ledger import UnknownKey, UnknownWallet
 from accounting.records import Grant, GrantKind, Key, Wallet
+from accounting.refusals import UnknownKey, UnknownWallet
 from accounting.reports import Page, Query, Reader
 from pricing.money import credits_of, micro_down, parse, show
 from proxy.errors import Kind, Rejected

@@ -50,6 +50,7 @@ from proxy.telemetry import Telemetry
 from proxy.types import Dialect, DialectName, Secret
 from proxy.upstreams.answer import Upstreams
 from proxy.upstreams.client import HttpClient
+from proxy.waiting import Waiting
 
 __all__ = [
     "Unavailable",
@@ -273,6 +274,8 @@ def _gateway(
     books.keep_catalog(opened.state, catalog)
     router, pool, spoken = Router(catalog, config, today), Pool(), dialects(config)
     limits = config.limits
+    waiting = Waiting(config.holds.hold_wait_seconds, config.holds.waiting_max)
+    opened.books.freed = waiting.wake
     ceilings = Ceilings(limits.requests_max, limits.muted_max, limits.muted_per_key_max)
     gateway = Gateway(
         config=config,
@@ -282,6 +285,7 @@ def _gateway(
         router=router,
         upstreams=Upstreams(config, client, pool, spoken, router.base_urls(), telemetry.log),
         telemetry=telemetry,
+        waiting=waiting,
         dialects=spoken,
     )
     metrics = telemetry.metrics
@@ -289,6 +293,7 @@ def _gateway(
     metrics.gauge(
         "farebox_answers_muted", "Answers read on for clients who left.", lambda: gateway.limits.muted
     )
+    metrics.gauge("farebox_requests_waiting", "Requests that wait for credit to come free.", waiting.waiting)
     metrics.gauge(
         "farebox_accounts_resting", "Provider accounts at rest.", lambda: len(_resting(pool, telemetry))
     )
@@ -403,6 +408,7 @@ def _sandbox_provider(kind: Any, url: str) -> Provider:
         account=(Account(name="demo", api_key=Secret("sandbox-account")),),
         models=("*",),
         stops_billing="yes",
+        states_input="start",
     )
 
 

@@ -18,10 +18,11 @@ from attrs import define, field
 from accounting.audit import Finding, Lines, verify
 from accounting.disk import OsDisk
 from accounting.hold import Books, Overloaded, Writer
-from accounting.ledger import Contradiction, Ledger
+from accounting.ledger import Ledger
 from accounting.recorder import Recorder
 from accounting.records import Record, UsageRecord
 from accounting.recovery import JOURNAL, LOCK, RecoveryError, recover
+from accounting.refusals import Contradiction
 from accounting.reports import Reader
 from accounting.scan import JournalDamaged, read_upto, scan
 from accounting.store import NAME as STORE_NAME
@@ -200,6 +201,8 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         new_id,
         progress_seconds=settings.progress_seconds,
         progress_tokens=settings.progress_tokens,
+        durability=settings.durability,
+        empty_free_per_key_day=config.holds.empty_free_per_key_day,
         seq=recovered.journal.seq,
     )
     ask = _asker(recovered.store)

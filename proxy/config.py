@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import cattrs
 from attrs import Attribute, evolve, field, fields, frozen, has
-from attrs.validators import ge, gt, in_, instance_of, le, matches_re, optional
+from attrs.validators import ge, gt, instance_of, le, matches_re, optional
 
 from proxy.types import Secret, StopsBilling
 
@@ -187,7 +187,9 @@ class Books:
     Attributes:
         state_dir: directory of journal, store, lock and token; made with mode 0700.
         segment_bytes: size of a journal segment; preallocated.
-        durability: `standard` waits for the disk before the first and the last byte of an answer. The only one so far.
+        durability: what waits for the disk. `standard`: the first byte of an answer and its end. `strict`: also the
+            request, before it goes to a provider. `relaxed`: neither; the disk is synced every `relaxed_seconds`.
+        relaxed_seconds: how often that is; a power cut may lose so much, a killed process nothing.
         load_seconds: how often new records are loaded into the store.
         load_records_max: records that one transaction of the store takes at most.
         unloaded_max: records that may wait for the store before new requests are refused (503).
@@ -199,7 +201,8 @@ class Books:
 
     state_dir: str = field(default="farebox-state", validator=_not_empty)
     segment_bytes: int = field(default=64 * 2**20, validator=ge(2**20))
-    durability: str = field(default="standard", validator=in_(("standard",)))
+    durability: Literal["relaxed", "standard", "strict"] = "standard"
+    relaxed_seconds: float = _positive(0.05)
     load_seconds: float = _positive(0.5)
     load_records_max: int = field(default=20_000, validator=ge(1))
     unloaded_max: int = field(default=500_000, validator=ge(100))
@@ -207,6 +210,23 @@ class Books:
     progress_seconds: float = _positive(2.0)
     progress_tokens: int = field(default=1000, validator=ge(1))
     store_memory: str = field(default="256MB", validator=matches_re(r"[0-9]{1,9}(\.[0-9]{1,3})? ?[KMGT]i?B"))
+
+
+@frozen
+class Holds:
+    """How credit is set aside.
+
+    Attributes:
+        slice_tokens: output tokens that a rolling hold begins with, and grows by at least.
+        hold_wait_seconds: how long a request may wait for credit that other requests hold; 0: it is refused at once.
+        waiting_max: requests of one wallet that may wait so at a time.
+        empty_free_per_key_day: completions without a single token that are free, for each key and day; 0: none.
+    """
+
+    slice_tokens: int = field(default=1024, validator=ge(16))
+    hold_wait_seconds: float = field(default=0.0, validator=ge(0))
+    waiting_max: int = field(default=100, validator=ge(1))
+    empty_free_per_key_day: int = field(default=10, validator=ge(0))
 
 
 @frozen
@@ -238,6 +258,7 @@ class Provider:
         names: catalogue id to the model's name there, where it differs.
         markup_ppm: parts per million of list price for its models, where not the general one.
         stops_billing: whether hanging up ends the bill there, if the data does not know or is wrong.
+        states_input: whether its streams state the input for good at their `start` or `end`, likewise.
         stream_options: whether `stream_options` may be sent (some compatible servers refuse it).
         region: where it runs, for the record.
     """
@@ -251,6 +272,7 @@ class Provider:
     names: dict[str, str] = field(factory=dict)
     markup_ppm: int | None = field(default=None, validator=optional(ge(0)))
     stops_billing: StopsBilling | None = None
+    states_input: Literal["start", "end"] | None = None
     stream_options: bool = True
     region: str | None = None
 
@@ -301,7 +323,7 @@ class Config:
     """The whole tree.
 
     Attributes:
-        listen, server, limits, deadlines, failover, books, pricing, keys: see there.
+        listen, server, limits, deadlines, failover, books, holds, pricing, keys: see there.
         provider: where answers come from; without any, the environment's provider keys decide.
         unknown_fields: what happens to request fields that we do not know: `pass`, `drop` or `refuse`.
         on_hangup_hidden: what a hang-up does where reasoning is hidden or the bill runs on: `mute` reads the answer
@@ -315,6 +337,7 @@ class Config:
     deadlines: Deadlines = field(factory=Deadlines)
     failover: Failover = field(factory=Failover)
     books: Books = field(factory=Books)
+    holds: Holds = field(factory=Holds)
     pricing: Pricing = field(factory=Pricing)
     keys: Keys = field(factory=Keys)
     provider: tuple[Provider, ...] = ()

@@ -1,93 +1,148 @@
 """Credit for one request: set aside the most that it can cost, or refuse with a 402 that says why."""
 
-from typing import Any
+import re
+from typing import Any, Final
 
-from accounting.hold import Books, Hold, Overloaded
-from accounting.ledger import Insufficient, KeyRevoked, UnknownWallet, WalletFrozen
-from pricing.money import micro_up
+from accounting.hold import Books, Hold, Insufficient, KeyRevoked, Overloaded, WalletFrozen
+from accounting.claims import Claim
+from accounting.refusals import Refusal, TooManyTasks, UnknownTask
+from accounting.spending import Budget
+from pricing.money import micro_up, parse
 from proxy.errors import Kind, Rejected
 from proxy.gateway import Gateway
-from proxy.types import Caller, Offer, Path, Reply
+from proxy.types import Caller, Offer, Path, Reply, Request
+
+MAX_COST: Final = "x-credits-max-cost"
+BUDGET: Final = "x-credits-budget-id"
+
+_BUDGET: Final = re.compile(r"([A-Za-z0-9._:/-]{1,128})(?: *; *max *= *([^;\s]{1,40}))?")
+
+LIMITED_BY: Final = {
+    "wallet": "The credit does not suffice for this request",
+    "in_flight": "Other requests hold the credit that this one needs; try again when they are done",
+    "key_cap": "What this key may still spend does not suffice for this request",
+    "budget": "What this task may still spend does not suffice for this request",
+    "max_cost": f"The request may cost more than its {MAX_COST} allows",
+}
+"""What a 402 says, by the limit that stands in the way."""
 
 
-def check(books: Books, caller: Caller, path: Path) -> None:
-    """Refuse early, before the body is read, where nothing at all is available; counting tokens is free.
+def claim(gateway: Gateway, caller: Caller, path: Path, request: Request) -> Claim:
+    """For whom and within which bounds the request may spend; refused before its body is read if it may nothing.
 
     Raises:
-        Rejected: 402, or 403 for a frozen wallet.
+        Rejected: 402 where nothing at all is available, 400 for a header that cannot be read.
     """
-    if path.action == "count":
-        return
-    try:
-        balance = books.balance(caller.spender.wallet)
-    except UnknownWallet as error:
-        raise _closed(error) from error
-    if balance.available > 0:
-        return
-    in_flight = balance.balance > 0
-    raise Rejected(
-        Kind.NO_CREDIT,
-        "Other requests of this wallet hold all its credit; try again when they are done."
-        if in_flight
-        else "This wallet has no credit left.",
-        metadata={"limit": "in_flight" if in_flight else "wallet"},
-    )
+    max_cost, budget = _max_cost(request), _budget(request)
+    claim = gateway.books.claim(caller.spender, budget, max_cost)
+    if path.action != "count":  # counting tokens is free
+        _refuse_paupers(gateway.books, claim, gateway.waiting.seconds > 0)
+    return claim
 
 
-def hold(gateway: Gateway, request_id: str, caller: Caller, offers: tuple[Offer, ...], reply: Reply) -> Hold:
-    """Set aside what the dearest of the offers can cost.
+async def hold(
+    gateway: Gateway, request_id: str, claim: Claim, offers: tuple[Offer, ...], reply: Reply
+) -> Hold:
+    """Set aside what the dearest of the offers begins with; where settings say so, wait for it to come free.
+
+    Nothing is awaited once it is set aside, so that it cannot be lost on the way to whoever settles it.
 
     Raises:
         Rejected: 402 with the shortfall and what would be affordable, 403 for a frozen wallet or a revoked
             key, 503 while the books take nothing on.
     """
-    amount = gateway.router.ceiling(offers)
+    amount = gateway.router.first_hold(offers)
+    wallet = claim.spender.wallet
     try:
-        return gateway.books.hold(request_id, caller.spender, amount, reply)
+        return await gateway.waiting.until_it_fits(
+            wallet, lambda: gateway.books.hold(request_id, claim, amount, reply)
+        )
     except Insufficient as error:
         raise _too_little(gateway, offers, error) from error
-    except (UnknownWallet, WalletFrozen, KeyRevoked) as error:
+    except Refusal as error:
         raise _closed(error) from error
-    except Overloaded as error:
-        raise overloaded(error) from error
 
 
 def overloaded(error: Overloaded) -> Rejected:
-    """Say that the books take nothing on for now."""
+    """Say that the books take nothing on for now, and which of their bounds is met."""
     return Rejected(
         Kind.OVERLOADED,
-        "The accounting can take no more requests for now.",
+        f"The accounting can take no more requests for now: {error.because}.",
         retry_after_seconds=error.retry_after_seconds,
+        metadata={"trigger": error.trigger},
     )
+
+
+def _max_cost(request: Request) -> int | None:
+    text = request.headers.get(MAX_COST)
+    if text is None:
+        return None
+    try:
+        return parse(text.strip())
+    except ValueError as error:
+        raise Rejected(Kind.BAD_REQUEST, f"{MAX_COST}: {error}", param=MAX_COST) from None
+
+
+def _budget(request: Request) -> Budget | None:
+    text = request.headers.get(BUDGET)
+    if text is None:
+        return None
+    matched = _BUDGET.fullmatch(text.strip())
+    if matched is None:
+        raise Rejected(
+            Kind.BAD_REQUEST,
+            f"{BUDGET}: expected an id of up to 128 letters, digits and any of ._:/- and, for a new task, what it "
+            "may spend, such as task-7; max=2.00",
+            param=BUDGET,
+        )
+    try:
+        most = parse(matched[2]) if matched[2] is not None else None
+    except ValueError as error:
+        raise Rejected(Kind.BAD_REQUEST, f"{BUDGET}: max: {error}", param=BUDGET) from None
+    return Budget(matched[1], most)
+
+
+def _refuse_paupers(books: Books, claim: Claim, may_wait: bool) -> None:
+    """Refuse early where nothing is available, and nothing that is worth waiting for."""
+    try:
+        rooms = list(books.ledger.rooms(claim))
+    except Refusal as error:
+        raise _closed(error) from error
+    for room in rooms:
+        for_good = room.unheld <= 0
+        if for_good or (room.available <= 0 and not may_wait):
+            limit = room.limit if for_good else "in_flight"
+            message = "This wallet has no credit left." if limit == "wallet" else f"{LIMITED_BY[limit]}."
+            raise Rejected(Kind.NO_CREDIT, message, metadata={"limit": limit})
 
 
 def _too_little(gateway: Gateway, offers: tuple[Offer, ...], error: Insufficient) -> Rejected:
     affordable = gateway.router.affordable_output(offers, error.available)
-    shortfall = micro_up(error.shortfall)
     metadata: dict[str, Any] = {
         "limit": error.limit,
-        "shortfall_micro": shortfall,
+        "shortfall_micro": micro_up(error.shortfall),
         "affordable_max_tokens": affordable,
         "top_up_url": gateway.config.pricing.top_up_url,
     }
-    if error.limit == "in_flight":
-        message = (
-            "Other requests of this wallet hold the credit that this one needs; try again when they are done."
-        )
-    elif affordable:
-        message = f"The credit does not suffice for this request; up to {affordable} output tokens would fit."
-    else:
-        message = "The credit does not suffice for this request."
+    message = LIMITED_BY[error.limit]
+    if error.limit != "in_flight" and affordable:
+        message += f"; up to {affordable} output tokens would fit"
     return Rejected(
         Kind.NO_CREDIT,
-        message,
+        f"{message}.",
         metadata={name: value for name, value in metadata.items() if value is not None},
     )
 
 
-def _closed(error: Exception) -> Rejected:
-    if isinstance(error, WalletFrozen):
-        return Rejected(Kind.NOT_ALLOWED, "This wallet is frozen.")
-    if isinstance(error, KeyRevoked):
-        return Rejected(Kind.NO_KEY, "This key was revoked.")
-    return Rejected(Kind.NOT_ALLOWED, "This key's wallet does not exist.")
+def _closed(error: Refusal) -> Rejected:
+    match error:
+        case WalletFrozen():
+            return Rejected(Kind.NOT_ALLOWED, "This wallet is frozen.")
+        case KeyRevoked():
+            return Rejected(Kind.NO_KEY, "This key was revoked.")
+        case UnknownTask():
+            return Rejected(Kind.BAD_REQUEST, f"{BUDGET}: {error}", param=BUDGET)
+        case TooManyTasks():
+            return Rejected(Kind.RATE_LIMITED, str(error), retry_after_seconds=3600.0)
+        case _:
+            return Rejected(Kind.NOT_ALLOWED, "This key's wallet does not exist.")

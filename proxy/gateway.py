@@ -12,6 +12,7 @@ from proxy.limits import Limits
 from proxy.routing import Router
 from proxy.telemetry import Telemetry
 from proxy.types import AnswerContext, Ask, Dialect, DialectName, Offer, Reply
+from proxy.waiting import Waiting
 
 
 class Upstreams(Protocol):
@@ -33,4 +34,5 @@ class Gateway:
     router: Router
     upstreams: Upstreams
     telemetry: Telemetry
+    waiting: Waiting
     dialects: Mapping[DialectName, Dialect] = field()

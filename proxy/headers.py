@@ -42,10 +42,15 @@ def held(hold: Hold, offer: Offer, ask: Ask) -> dict[str, str]:
     }
     if ask.stream:
         headers["x-credits-held-micro"] = str(micro_up(hold.held))
+        headers["x-credits-hold"] = "rolling" if offer.slice_tokens else "full"
     if ask.gemini_array:
         headers["content-type"] = ARRAY  # should a heartbeat come first, it announces what it begins
     if offer.output_assumed:
         headers["x-credits-max-output-tokens"] = str(offer.bounds.output)
+    if offer.thinking_limit is not None:
+        headers["x-credits-max-thinking-tokens"] = str(offer.thinking_limit)
+    if offer.clamped:
+        headers["x-credits-clamped"] = "output"
     return headers
 
 

@@ -86,6 +86,7 @@ class KeyRing:
             models=record.models,
             markup_ppm=record.markup_ppm,
             expires_ms=record.expires_ms,
+            clamp=record.clamp,
         )
 
     def record(self, headers: Mapping[str, str], query: str, dialect: DialectName | None) -> Key:

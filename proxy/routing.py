@@ -14,9 +14,9 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from pricing.catalog import Catalog, Found, Model
+from pricing.catalog import Catalog, Found, Model, StatesInput, Vendor
 from pricing.money import Pico
-from pricing.price import Bounds, Price, Rates, Tier
+from pricing.price import Bounds, Price, Rates, Tier, affordable_output
 from proxy.config import Account, Config, Provider
 from proxy.errors import Kind, Rejected
 from proxy.types import Ask, Caller, DialectName, Measures, Offer, StopsBilling
@@ -34,6 +34,9 @@ SPOKEN: Final = MappingProxyType(
 )
 """Where each dialect is spoken here; told to callers who asked in another."""
 
+HOLD_BACK: Final = frozenset({"anthropic"})
+"""Where a tool's input is kept back until a value of it is complete, unless fine-grained streaming is asked for."""
+
 OUTPUT_TOKENS_MIN: Final = 4096
 """What an answer may always grow to where the caller sets no bound: a page or three, the usual default."""
 
@@ -43,10 +46,13 @@ AVAILABLE_SHARE: Final = 4
 AUDIO_BYTES_PER_SECOND_MIN: Final = 500
 """The thinnest speech codecs in use (6 kbit/s is 750) need more; so bytes ÷ this is never fewer seconds."""
 
+STOP_BYTES_MAX: Final = 48
+"""A model writes a stop sequence, is paid for it, and nobody sees it. So long a list of them fits into the tokens that
+every hold has to spare for what shows in no byte; with a longer one everything is held."""
+
 NAME_LENGTH_MAX: Final = 200
 """Of what a caller calls a model; longer ones are not worth comparing with anything."""
 
-_MANY: Final = 10**6
 _FREE: Final = (Tier(0, Rates(input=0, output=0, requests=0)),)
 
 
@@ -85,7 +91,8 @@ class Router:
         Args:
             ask: what is asked.
             caller: who asks; decides which models and at which markup.
-            available: what the wallet can still spend; without a caller's own bound it limits the output.
+            available: what the request may spend; it limits the output where the caller sets no bound, or lets
+                us lower it.
 
         Raises:
             Rejected: unknown, unpriced or unserved model (404), not allowed for this key (403), a model of
@@ -105,15 +112,21 @@ class Router:
                 param="model",
             )
         _check_input(model, ask.measures, day)
-        return tuple(
-            self._offer(ask, caller, available, found, provider=provider, account=account, day=day)
+        offers = tuple(
+            self._offer(ask, caller, found, provider=provider, account=account, day=day)
             for provider in providers
             for account in provider.account or (Account(name="default"),)
         )
+        # one hold is for all of them: it rolls where it is safe with whichever answers
+        slice_tokens = self.config.holds.slice_tokens if all(_may_roll(ask, one) for one in offers) else 0
+        return tuple(
+            offer if ask.free else _with_output(offer, ask.measures, caller, available, slice_tokens)
+            for offer in offers
+        )
 
-    def ceiling(self, offers: tuple[Offer, ...]) -> Pico:
-        """What has to be set aside: the most that the dearest of the offers can cost."""
-        return max(offer.price.ceiling(offer.bounds) for offer in offers)
+    def first_hold(self, offers: tuple[Offer, ...]) -> Pico:
+        """What has to be set aside before anything is sent, whichever offer answers."""
+        return max(offer.first_hold for offer in offers)
 
     def affordable_output(self, offers: tuple[Offer, ...], available: Pico) -> int:
         """How many output tokens per choice would fit into what is available, whichever offer answers."""
@@ -200,7 +213,6 @@ class Router:
         self,
         ask: Ask,
         caller: Caller,
-        available: Pico,
         found: Found,
         *,
         provider: Provider,
@@ -225,23 +237,33 @@ class Router:
             # nothing is generated, so hanging up ends a bill of nothing
             price = evolve(offer.price, tiers=_FREE)
             return evolve(offer, price=price, stops_billing="yes", visible=True)
-        offer = evolve(
+        return evolve(
             offer,
             bounds=input_bounds(model, ask.measures),
             stops_billing=self._stops_billing(ask, provider),
+            states_input=ask.stream and self._states_input(provider) == "start",
+            holds_back=ask.measures.tools > 0 and DIALECTS[provider.kind] in HOLD_BACK,
             visible=not model.hides_reasoning(ask.measures.reasoning),
         )
-        return _with_output(offer, ask.measures, available)
 
     def _stops_billing(self, ask: Ask, provider: Provider) -> StopsBilling:
         if not ask.stream:
             return "no"
         if provider.stops_billing is not None:
             return provider.stops_billing
+        vendor = self._itself(provider)
+        return vendor.stops_billing if vendor is not None else "unknown"
+
+    def _states_input(self, provider: Provider) -> StatesInput:
+        if provider.states_input is not None:
+            return provider.states_input
+        vendor = self._itself(provider)
+        return vendor.states_input if vendor is not None else "end"
+
+    def _itself(self, provider: Provider) -> Vendor | None:
+        """The vendor, if it is the provider itself: the data speaks of its own servers, not of compatible ones."""
         vendor = self.catalog.vendors.get(_vendor(provider))
-        if vendor is None or provider.base_url not in (None, vendor.base_url):
-            return "unknown"  # the data speaks of the vendor's own servers, not of those that are compatible
-        return vendor.stops_billing
+        return vendor if vendor is not None and provider.base_url in (None, vendor.base_url) else None
 
     def _markup_ppm(self, caller: Caller | None, provider: Provider, model: Model) -> int:
         if caller is not None and caller.markup_ppm is not None:
@@ -281,40 +303,62 @@ def input_bounds(model: Model, measures: Measures) -> Bounds:
     )
 
 
-def _with_output(offer: Offer, measures: Measures, available: Pico) -> Offer:
-    """Add the output bound in force: the caller's, or else the model's or one that the wallet can bear."""
+def _may_roll(ask: Ask, offer: Offer) -> bool:
+    """Whether the hold may begin with a slice: every token that is billed goes by, and hanging up ends the bill."""
+    bounds = offer.bounds
+    one_text = offer.choices == 1 and not (bounds.audio_output or bounds.image_output)
+    all_shown = offer.visible and ask.measures.stop_bytes <= STOP_BYTES_MAX and not bounds.web_searches
+    return ask.stream and offer.abortable and one_text and all_shown
+
+
+def _with_output(
+    offer: Offer, measures: Measures, caller: Caller, available: Pico, slice_tokens: int
+) -> Offer:
+    """Add the output bound in force: the caller's, or else the model's or one that the credit can bear.
+
+    Where the caller allows it (`clamp`) and the hold does not roll, its own bound is lowered to what the credit
+    can bear, as far as the provider's minimum.
+    """
     most, asked = offer.model.output_max, measures.output
-    if asked is not None and asked <= most:
-        return evolve(offer, bounds=evolve(offer.bounds, output=asked * measures.choices))
-    if asked is not None:
-        limit = most
-    else:
-        share = _tokens_for(offer, available // AVAILABLE_SHARE) // measures.choices
+    limit = most if asked is None else min(asked, most)
+    if asked is None:
+        input_costs = offer.price.ceiling(evolve(offer.bounds, output=0))
+        bought = affordable_output(offer.price, offer.bounds, input_costs + available // AVAILABLE_SHARE)
+        share = bought // measures.choices
         limit = min(most, max(OUTPUT_TOKENS_MIN, share))
-    lowered = limit < most or asked is not None
+    clamped = False
+    if caller.clamp and not slice_tokens:
+        bears = affordable_output(offer.price, offer.bounds, available) // measures.choices
+        if _least_output(offer, measures) <= bears < limit:
+            limit, clamped = bears, True
+    lowered = limit < most if asked is None else limit < asked
     return evolve(
         offer,
         bounds=evolve(offer.bounds, output=limit * measures.choices),
         output_limit=limit if lowered else None,
-        output_assumed=True,
+        output_assumed=asked is None or lowered,
+        clamped=clamped,
+        thinking_limit=_thinking_within(offer, measures, limit) if lowered else None,
+        slice_tokens=slice_tokens,
     )
 
 
-def _tokens_for(offer: Offer, amount: Pico) -> int:
-    """How many output tokens an amount buys within the offer's bounds; very many if they are free."""
-    without = offer.price.ceiling(evolve(offer.bounds, output=0))
-    million = offer.price.ceiling(evolve(offer.bounds, output=_MANY)) - without
-    return amount * _MANY // million if million else _MANY * _MANY
+def _least_output(offer: Offer, measures: Measures) -> int:
+    """The least bound on output that the provider takes for this request: an answer behind its least reasoning."""
+    return 1 if measures.thinking is None else offer.model.thinking_tokens_min + 1
+
+
+def _thinking_within(offer: Offer, measures: Measures, limit: int) -> int | None:
+    """The caller's bound on reasoning, lowered with that on output, in which it has to fit; in the same proportion."""
+    thinking, asked = measures.thinking, measures.output
+    if thinking is None or asked is None:
+        return None
+    return max(min(thinking, offer.model.thinking_tokens_min), min(thinking * limit // asked, limit - 1))
 
 
 def _affordable(offer: Offer, available: Pico) -> int:
-    left = available - offer.price.ceiling(evolve(offer.bounds, output=0))
-    if left < 0:
-        return 0
-    tokens = min(_tokens_for(offer, left), offer.model.output_max * offer.choices)
-    while tokens and offer.price.ceiling(evolve(offer.bounds, output=tokens)) > available:
-        tokens -= 1  # the markup rounds up once, so this is one step at most
-    return tokens // offer.choices
+    tokens = affordable_output(offer.price, offer.bounds, available)
+    return min(tokens, offer.model.output_max * offer.choices) // offer.choices
 
 
 def _check_input(model: Model, measures: Measures, day: date) -> None:

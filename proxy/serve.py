@@ -23,12 +23,12 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
     reply.note(headers.balance(gateway.books.balance(caller.spender.wallet)))
     with gateway.limits.admit(caller, reply) as slot:
         reply.note(headers.standing(slot.standing(), path.dialect, gateway.books.clock()))
-        credit.check(gateway.books, caller, path)
+        claim = credit.claim(gateway, caller, path, request)
         body = await request.body(config.limits.body_bytes_max)
         ask = dialect.read_request(path, request.headers, body, config.unknown_fields)
-        offers = gateway.router.offers(ask, caller, gateway.books.available(caller.spender.wallet))
+        offers = gateway.router.offers(ask, caller, gateway.books.available_to(claim))
         slot.tokens(offers[0].bounds)
-        with slot.spending(credit.hold(gateway, request.id, caller, offers, reply)) as hold:
+        with slot.spending(await credit.hold(gateway, request.id, claim, offers, reply)) as hold:
             reply.note(headers.held(hold, offers[0], ask))
             async with (
                 reply.keep_alive(headers.heartbeat(dialect, ask), config.deadlines.heartbeat_seconds),
@@ -38,10 +38,13 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
                 await hold.journaled()
                 reply.start(answer.status, headers.answer(answer, ask))
                 async for chunk in answer:
-                    await reply.write(hold.cover(translator.feed(chunk)))
+                    await reply.write(hold.cover(translator.feed(chunk), translator.cut))
+                    if hold.exhausted:
+                        break
                     if translator.ended:
                         answer.expect_close()
                 translator.finish()
+                hold.cover(b"", translator.cut)  # the last frame may have waited for the end
         await hold.settled()
         await reply.end(translator.end(hold.receipt), headers.receipt(hold.receipt))
 

@@ -49,6 +49,7 @@ def shown_usage(record: UsageRecord) -> dict[str, Any]:
         "usage_source": record.source.value,
         "price_version": record.price_version,
         "markup_ppm": record.markup_ppm,
+        "budget_id": record.budget or None,
         **_tokens(usage),
     }
 

@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 import msgspec
 from attrs import define, field
 
-from accounting.records import Receipt, UsageRecord
+from accounting.records import UsageRecord
 from pricing.money import micro_up
 from proxy.errors import Failure, Kind
 from proxy.types import Path, Reply, Request
@@ -37,6 +37,7 @@ ALARMING: Final = ("beyond_hold", "settle_error", "unpriced", "unknown_counter",
 COUNTERS: Final = {
     "farebox_requests_started_total": "Requests that have begun, by dialect.",
     "farebox_requests_total": "Requests that are over, by dialect, status and kind of failure.",
+    "farebox_refused_total": "Requests refused for want of credit or of room in the books, by kind and limit.",
     "farebox_hung_up_total": "Requests whose client left before the end, by dialect.",
     "farebox_attempts_total": "Settled attempts at providers, by outcome and source of the usage.",
     "farebox_charged_micro_total": "What wallets were charged, in millionths, by currency.",
@@ -121,11 +122,13 @@ class RequestLog:
     status: int = 200
     kind: str | None = None
     error: str | None = None
-    receipt: Receipt | None = None
+    limit: str | None = None
 
     def failed(self, failure: Failure) -> Failure:
         """It was refused or failed in a way that the caller is told; gives the failure back."""
         self.status, self.kind = failure.status, failure.kind.value
+        told = failure.metadata or {}
+        self.limit = told.get("limit") or told.get("trigger")
         return failure
 
     def crashed(self, error: Exception) -> None:
@@ -218,6 +221,8 @@ class Telemetry:
             self.metrics.count(
                 "farebox_requests_total", dialect=path.dialect, status=str(log.status), kind=log.kind or "ok"
             )
+            if log.limit is not None:
+                self.metrics.count("farebox_refused_total", kind=log.kind or "", limit=log.limit)
             if reply.client_gone:
                 self.metrics.count("farebox_hung_up_total", dialect=path.dialect)
             self.log(

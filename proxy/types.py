@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import msgspec
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from accounting.records import Receipt, Spender
 from pricing.catalog import Model
@@ -61,6 +61,7 @@ class Caller:
 
     Attributes:
         spender: wallet and key id, as the books know them.
+        clamp: a bound on output that the credit cannot bear is lowered, not refused.
         models: patterns (`*` allowed) of canonical model ids that this key may use; empty: all.
         markup_ppm: this key's own markup, or `None` for the operator's.
         expires_ms: wall clock in ms after which the key is refused, or `None`.
@@ -71,6 +72,7 @@ class Caller:
     models: tuple[str, ...] = ()
     markup_ppm: int | None = None
     expires_ms: int | None = None
+    clamp: bool = False
 
 
 @frozen
@@ -86,8 +88,10 @@ class Measures:
         unbounded: input that no count of bytes bounds (documents, files by URL, video): a full context window.
         output: the caller's own bound on output tokens per choice, or `None`.
         choices: how many answers were asked for (`n`, `candidateCount`).
+        stop_bytes: JSON of the stop sequences: what a model may write, and bill, that nobody is shown.
         cache_writes: the dearest class of cache write that the body marks.
         reasoning: whether the request turns reasoning on (`True`) or off (`False`), or leaves it (`None`).
+        thinking: the caller's own bound on tokens of reasoning (a part of `output`), or `None`.
         audio_output, image_output: whether output may be audio or images.
     """
 
@@ -99,8 +103,10 @@ class Measures:
     unbounded: bool = False
     output: int | None = None
     choices: int = 1
+    stop_bytes: int = 0
     cache_writes: CacheWrites = "none"
     reasoning: bool | None = None
+    thinking: int | None = None
     audio_output: bool = False
     image_output: bool = False
 
@@ -151,6 +157,11 @@ class Offer:
         output_limit: output tokens per choice to send in the model's own field, or `None` where the caller's own
             number stands or the model's own maximum is the bound.
         output_assumed: the bound is ours, not the caller's (said in a header).
+        clamped: the caller's bound was lowered because the credit could not bear it.
+        thinking_limit: bound on reasoning to send in place of the caller's own, where the output's was lowered.
+        slice_tokens: where the hold may roll, output tokens that it begins with; 0: it is the full one.
+        states_input: the provider states the input for good at the start of a stream.
+        holds_back: it may keep content back while it is written.
         stops_billing: whether hanging up ends the bill, for this call.
         visible: every billed token can be seen going by (no hidden reasoning).
         region: where it runs, if the operator says so.
@@ -168,6 +179,11 @@ class Offer:
     bounds: Bounds
     output_limit: int | None = None
     output_assumed: bool = False
+    clamped: bool = False
+    thinking_limit: int | None = None
+    slice_tokens: int = 0
+    states_input: bool = False
+    holds_back: bool = False
     stops_billing: StopsBilling = "unknown"
     visible: bool = False
     region: str | None = None
@@ -178,6 +194,14 @@ class Offer:
     def abortable(self) -> bool:
         """Whether a client that hangs up may take the provider's connection with it."""
         return self.stops_billing == "yes" and self.visible
+
+    @property
+    def first_hold(self) -> Pico:
+        """What is set aside before the request is sent: for all of its bounds or, where it rolls, for a slice."""
+        bounds = self.bounds
+        if self.slice_tokens:
+            bounds = evolve(bounds, output=min(bounds.output, self.slice_tokens))
+        return self.price.ceiling(bounds)
 
 
 @frozen
@@ -202,6 +226,20 @@ class Translator(Protocol):
 
         Raises:
             StreamBroken: the provider reported an error, or broke the dialect's framing.
+        """
+        ...
+
+    def cut(self, relay: bytes, content_bytes: int, limit: str) -> bytes:
+        """End the answer here, by no wish of the provider's: the credit does not cover what follows.
+
+        Args:
+            relay: what `feed` gave last, and nobody has been given yet.
+            content_bytes: how much of its content is covered.
+            limit: what is used up (`wallet`, `key_cap` …); stands in the end.
+
+        Returns:
+            The whole frames of `relay` that are covered. From here on nothing may be fed, `finish` has nothing to
+            complain about, and `end` gives the dialect's own ending for an answer that reached its length.
         """
         ...
 

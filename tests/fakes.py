@@ -32,6 +32,7 @@ from proxy.telemetry import Telemetry
 from proxy.types import Path as Route
 from proxy.types import Secret
 from proxy.upstreams.answer import Upstreams
+from proxy.waiting import Waiting
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TODAY = date(2026, 11, 21)
@@ -58,7 +59,7 @@ class MemoryJournal:
 
     def reserve(self, places):
         if self.reserved + places > self.room:
-            raise Overloaded("no room")
+            raise Overloaded("no room", trigger="journal")
         self.reserved += places
 
     def release(self, places):
@@ -257,7 +258,14 @@ class World:
     """A gateway with a wallet, a key and a scripted provider."""
 
     def __init__(
-        self, *answers, amount=100 * PICO, config=None, stops_billing="yes", accounts=("one",), **limits
+        self,
+        *answers,
+        amount=100 * PICO,
+        config=None,
+        stops_billing="yes",
+        states_input=None,
+        accounts=("one",),
+        **limits,
     ):
         self.provider = Provider_(list(answers))
         self.journal = MemoryJournal()
@@ -281,6 +289,7 @@ class World:
                 account=tuple(Account(name, Secret(f"sk-provider-{name}")) for name in accounts),
                 models=("sandbox/*",),
                 stops_billing=stops_billing,
+                states_input=states_input,
             )
             for kind in kinds
         )
@@ -302,8 +311,10 @@ class World:
             router=self.router,
             upstreams=self.upstreams,
             telemetry=Telemetry(self.clock, trio.current_time, out=_Log(self.log)),
+            waiting=Waiting(base.holds.hold_wait_seconds, base.holds.waiting_max),
             dialects=spoken,
         )
+        self.books.freed = self.gateway.waiting.wake
 
     def clock(self):
         return int(trio.current_time() * 1000)

@@ -22,7 +22,19 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     "pricing.load": (frozenset({"pricing", "attrs", "msgspec"}), True),
     "accounting": (frozenset({"pricing", "accounting.records"}), True),
     **dict.fromkeys(
-        ("accounting.ledger", "accounting.records", "accounting.bill", "accounting.audit"),
+        (
+            "accounting.ledger",
+            "accounting.records",
+            "accounting.bill",
+            "accounting.audit",
+            "accounting.checks",
+            "accounting.ports",
+            "accounting.claims",
+            "accounting.purse",
+            "accounting.refusals",
+            "accounting.rolling",
+            "accounting.spending",
+        ),
         (frozenset({"pricing", "accounting", "attrs", "msgspec"}), True),
     ),
     **dict.fromkeys(
@@ -30,6 +42,10 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             "accounting.hold",
             "accounting.disk",
             "accounting.journal",
+            "accounting.lines",
+            "accounting.carries",
+            "accounting.segment",
+            "accounting.archive",
             "accounting.scan",
             "accounting.recorder",
             "accounting.recovery",
@@ -138,10 +154,12 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
                 "proxy.routing",
                 "proxy.telemetry",
                 "proxy.types",
+                "proxy.waiting",
             }
         ),
         False,
     ),
+    "proxy.waiting": (frozenset({"trio", "attrs", "accounting.hold"}), False),
     "proxy.credit": (
         frozenset(
             {

@@ -14,8 +14,10 @@ sys.path.insert(0, str(ROOT))
 
 from quart import Quart  # noqa: E402 - the path is set so that this file can be run
 
+from accounting import bill  # noqa: E402
+from pricing.load import load_catalog  # noqa: E402
 from proxy.cli import farebox  # noqa: E402
-from proxy.config import settings  # noqa: E402
+from proxy.config import DATA, settings  # noqa: E402
 from proxy.doors import routes  # noqa: E402
 from proxy.errors import TABLE  # noqa: E402
 from proxy.pages import account, health, models  # noqa: E402
@@ -24,12 +26,43 @@ from proxy.types import Secret  # noqa: E402
 from tests.fakes import World  # noqa: E402
 
 README = ROOT / "README.md"
-SECTIONS = ("settings", "errors", "metrics", "map")
+SECTIONS = ("settings", "errors", "metrics", "rolling", "bills", "map")
 
 
 def rendered(section):
-    tables = {"settings": settings_table, "errors": errors_table, "metrics": metrics_table, "map": the_map}
+    tables = {
+        "settings": settings_table,
+        "errors": errors_table,
+        "metrics": metrics_table,
+        "rolling": rolling_table,
+        "bills": bills_table,
+        "map": the_map,
+    }
     return tables[section]()
+
+
+def rolling_table():
+    """Where a hold may roll, model by model, as the catalogue's facts decide it."""
+    catalog = load_catalog(DATA)
+    lines = [
+        "| models of | every stream | unless reasoning is asked for | only with reasoning switched off | never |",
+        "|---|---|---|---|---|",
+    ]
+    for vendor in catalog.vendors.values():
+        columns = {"none": [], "off": [], "on": [], "always": []}
+        for model in catalog.models.values():
+            if model.vendor == vendor.name:
+                column = model.reasoning if vendor.stops_billing == "yes" else "always"
+                columns[column].append(f"`{model.id.partition('/')[2]}`")
+        cells = " | ".join(", ".join(sorted(names)) for names in columns.values())
+        lines.append(f"| {vendor.name} | {cells} |")
+    return "\n".join(lines)
+
+
+def bills_table():
+    """Which usage is charged when an answer ends in which way."""
+    lines = [bill.COLUMNS, ("---",) * len(bill.COLUMNS), *bill.table()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def metrics_table():

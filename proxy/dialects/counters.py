@@ -57,3 +57,19 @@ class Counters:
         for name, value in self.raw.items():
             if name not in known and value and isinstance(value, int | float | Mapping | list):
                 self.flags.add(flag("unknown_counter", f"{prefix}{name}"))
+
+
+@define(eq=False)
+class RunningTotal:
+    """The newest word on each field of one answer's usage: nothing is ever added up.
+
+    Attributes:
+        fields: as the provider has them.
+    """
+
+    fields: dict[str, Any] = field(factory=dict)
+
+    def take(self, usage: object) -> None:
+        """Merge a report: what it states replaces, zero as well; what it leaves out (or has as null) stays."""
+        if isinstance(usage, Mapping):
+            self.fields.update((name, value) for name, value in usage.items() if value is not None)

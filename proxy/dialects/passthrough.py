@@ -5,16 +5,21 @@ about its streams is a Tap: it is shown every block of whole frames, feeds the m
 the block is the end. That, and all that follows, waits here until the books are durable: `end(receipt)`
 gives it, and there the tap may add what the answer cost.
 
+A stream whose credit is used up is cut: of what is to be relayed the frames go on that are covered, the
+provider's own end is dropped, and the tap writes one in its place, as for an answer that reached its length.
+Nothing is kept for that while all is well but the last block that was given, and a note of the tap's from
+before it; what was open at the cut is found out by decoding those.
+
 Other bodies: withheld whole while they are small, so that a broken one can still become an error and the
 cost can stand in a header; of large ones the last part.
 """
 
 import re
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
-from attrs import define, field
+from attrs import define, field, frozen
 
 from accounting.records import Receipt
 from pricing.money import Pico, micro_up, show
@@ -36,12 +41,32 @@ BODY_BYTES_MAX: Final = 2**26
 _FIRST_OBJECT: Final = re.compile(rb"^data: ?\{(?=\")", re.MULTILINE)
 
 
+@frozen
+class Cut:
+    """Where a stream was cut off.
+
+    Attributes:
+        standing: the tap's note from before the last frames that the client was given.
+        shown: those frames; maybe none.
+        limit: what was used up, for the client to know.
+    """
+
+    standing: Any
+    shown: bytes
+    limit: str
+
+
 class Tap(Protocol):
     """What one dialect knows about its own streams. Has state: one per answer."""
 
     @property
     def ended(self) -> bool:
         """The terminal event was seen, or an error that `finish` is going to raise."""
+        ...
+
+    @property
+    def standing(self) -> Any:
+        """What a `Cut` has to know of all that was looked at so far; immutable, and free to read."""
         ...
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
@@ -77,6 +102,19 @@ class Tap(Protocol):
         """The withheld end as the caller is to see it, with the cost where the dialect has a place for it."""
         ...
 
+    def weigh(self, frame: bytes) -> int | None:
+        """Say how much content a whole frame carries, its bytes and one for itself: never too little.
+
+        Returns:
+            0 for a frame without content; `None` for one that says that an answer is finished, which may not
+            pass where a stream is cut.
+        """
+        ...
+
+    def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
+        """Write the end of an answer that was cut: all that is open is closed, as by its length, and the cost said."""
+        ...
+
 
 @define(eq=False)
 class Passthrough:
@@ -95,45 +133,98 @@ class Passthrough:
     _cost_so_far: Callable[[], Pico] | None = None
     _framer: Framer = field(init=False)
     _withheld: bytearray = field(factory=bytearray, init=False)
+    _standing: Any = field(init=False)
+    _given: bytes = field(default=b"", init=False)
+    _cut: Cut | None = field(default=None, init=False)
 
     @_framer.default
     def _framer_default(self) -> Framer:
         return Framer(self._frame_bytes_max)
 
+    @_standing.default
+    def _standing_default(self) -> Any:
+        return self._tap.standing
+
     @property
     def ended(self) -> bool:
-        """The provider's terminal event was seen; what is left of its bytes does not matter."""
-        return self._tap.ended
+        """The provider's terminal event was seen, or the answer cut; what is left of its bytes does not matter."""
+        return self._tap.ended or self._cut is not None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes as they were read; give the whole frames that may be written now.
 
         Raises:
             StreamBroken: the provider reported an error, or a frame or the end outgrew its bound.
+            RuntimeError: the answer was cut.
         """
+        if self._cut is not None:
+            raise RuntimeError("the answer was cut off: nothing may be fed any more")
         if self._tap.ended:
             return b""
         block = self._framer.feed(chunk)
         if not block:
             return b""
+        standing = self._tap.standing
         relay, end = self._tap.look(block)
         if self._withheld:
             self._withhold(relay)
             relay = b""
-        self._withhold(end)
-        return self._with_cost(relay) if relay and self._cost_so_far is not None else relay
+        if end:
+            self._withhold(end)
+        if not relay:
+            return b""
+        self._standing, self._given = standing, relay
+        return relay if self._cost_so_far is None else self._with_cost(relay)
+
+    def cut(self, relay: bytes, content_bytes: int, limit: str) -> bytes:
+        """End the answer here: the credit does not cover what follows.
+
+        Args:
+            relay: what `feed` gave last, while nobody has been given it; `b""` where that was nothing.
+            content_bytes: how much of its content is covered.
+            limit: what is used up.
+
+        Returns:
+            The whole frames of `relay` that are covered.
+
+        Raises:
+            RuntimeError: the answer was cut before, or `relay` is not what was fed last.
+        """
+        if self._cut is not None:
+            raise RuntimeError("the answer was cut off before")
+        shown = self._given
+        if relay:
+            to_give, looked_at = frames(relay), frames(shown)  # they differ by the live cost, if that is said
+            if len(to_give) != len(looked_at):
+                raise RuntimeError("what is to be cut is not what was fed last")
+            count = self._covered(looked_at, content_bytes)
+            relay, shown = b"".join(to_give[:count]), b"".join(looked_at[:count])
+        self._cut = Cut(self._standing, shown, limit)
+        return relay
 
     def finish(self) -> None:
-        """The provider's bytes are over.
+        """The provider's bytes are over; of a cut answer they do not matter.
 
         Raises:
             StreamBroken: before the dialect's terminal event.
         """
-        self._withhold(self._tap.finish(self._framer.rest))
+        if self._cut is None:
+            self._withhold(self._tap.finish(self._framer.rest))
 
     def end(self, receipt: Receipt | None) -> bytes:
-        """What was withheld, with the cost where the dialect has a place for it."""
+        """What was withheld, with the cost where the dialect has a place for it; of a cut answer our own end."""
+        if self._cut is not None:
+            return self._tap.length(self._cut, receipt)
         return self._tap.end(bytes(self._withheld), receipt)
+
+    def _covered(self, candidates: list[bytes], content_bytes: int) -> int:
+        """How many of these frames, from the first on, have no more content than that."""
+        for count, frame in enumerate(candidates):
+            weight = self._tap.weigh(frame)
+            if weight is None or weight > content_bytes:
+                return count
+            content_bytes -= weight
+        return len(candidates)
 
     def _withhold(self, frames: bytes) -> None:
         self._withheld += frames
@@ -153,12 +244,13 @@ class Whole:
     """A `types.Translator` for bodies in one piece.
 
     Attributes:
-        read: looks at the complete body and shows the meter its usage; raises `StreamBroken` where it is not
-            complete, or an error under status 200. It need not count content, only report.
-        meter: is shown the size of what goes by, for a body that breaks off.
+        read: looks at the complete body, shows the meter its usage, and says whether there is any content in it;
+            raises `StreamBroken` where it is not complete, or an error under status 200.
+        meter: is shown the size of what goes by, for a body that breaks off; of a complete one without content
+            that is taken back.
     """
 
-    _read: Callable[[bytes], None]
+    _read: Callable[[bytes], bool]
     _meter: MeterLike
     _body: bytearray = field(factory=bytearray, init=False)
     _written: int = field(default=0, init=False)
@@ -186,13 +278,22 @@ class Whole:
         start, self._written = self._written, size - BODY_TAIL
         return bytes(memoryview(self._body)[start : self._written])
 
+    def cut(self, _relay: bytes, _content_bytes: int, _limit: str) -> bytes:
+        """Never: nothing says how much of a body is content, so its hold is the full one from the start.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("an answer in one piece cannot be cut off")
+
     def finish(self) -> None:
         """The provider's bytes are over: read the usage.
 
         Raises:
             StreamBroken: they ended in the middle of the body, or are an error.
         """
-        self._read(bytes(self._body))
+        if not self._read(bytes(self._body)):
+            self._meter.saw(-1, -len(self._body))
 
     def end(self, _receipt: Receipt | None) -> bytes:
         """What was withheld, as it came; the cost stands in a header."""
@@ -271,3 +372,21 @@ def costed(withheld: bytes, field: str, receipt: Receipt | None) -> bytes:
             parts[index] = rewritten(parts[index], {**fields, field: encode(with_cost(usage, receipt))})
             break
     return b"".join(parts)
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a decoded value is one in which nothing can be said: nobody writes it. Zero is something."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def said_of(limit: str, receipt: Receipt | None) -> dict[str, Any]:
+    """What the frame that says "length" carries beside it, so that our cut can be told from the model's own length.
+
+    Args:
+        limit: what was used up.
+        receipt: what the answer cost; without a record that is not said.
+    """
+    said: dict[str, Any] = {"x-credits-limit": limit}
+    if receipt is not None and receipt.record is not None:
+        said["x-credits-cost-micro"] = micro_up(receipt.record.charged)
+    return said

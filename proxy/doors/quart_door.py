@@ -33,7 +33,8 @@ PAGE_BODY_BYTES_MAX: Final = 2**20
 EXPOSED: Final = (
     "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
     "x-credits-cost-micro", "x-credits-balance-micro", "x-credits-held-micro", "x-credits-model",
-    "x-credits-price-version", "x-credits-cache", "x-credits-max-output-tokens", "x-credits-dropped",
+    "x-credits-price-version", "x-credits-cache", "x-credits-max-output-tokens",
+    "x-credits-max-thinking-tokens", "x-credits-clamped", "x-credits-hold", "x-credits-dropped",
     "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
     "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
     "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining",

@@ -10,6 +10,8 @@ from quart import Blueprint, Response, request
 
 from accounting.records import Key
 from accounting.reports import Query, Reader
+from accounting.spending import window_ends_ms
+from pricing.money import Pico, show
 from proxy.errors import Kind, Rejected
 from proxy.gateway import Gateway
 from proxy.pages.common import as_json, caller_of_request, key_of_request
@@ -102,6 +104,23 @@ def _shown_key(gateway: Gateway, key: Key) -> dict[str, Any]:
         "resets_in_seconds": {name: round(one.reset_seconds, 3) for name, one in standing.items()},
         "models": list(key.models),
         "expires_at": None if key.expires_ms is None else _iso(key.expires_ms),
+        "cap": None if key.cap is None else _cap(gateway, key, key.cap),
+        "clamp": key.clamp,
+    }
+
+
+def _cap(gateway: Gateway, key: Key, cap: Pico) -> dict[str, Any]:
+    """How a key stands with what it may spend: in its window, with what is held by now."""
+    now = gateway.books.clock()
+    spent, held = gateway.books.ledger.spent_within_cap(key.key, now)
+    ends_ms = window_ends_ms(key.cap_window, now)
+    return {
+        "amount": show(cap),
+        "window": key.cap_window,
+        "spent": show(spent),
+        "held": show(held),
+        "remaining": show(max(cap - spent - held, 0)),
+        "resets_at": None if ends_ms is None else _iso(ends_ms),
     }
 
 

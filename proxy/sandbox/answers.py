@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 from attrs import evolve, field, frozen
+from msgspec.structs import replace
 
 from pricing.usage import Usage
 from proxy.sandbox.directives import Directives
@@ -130,7 +131,7 @@ class Said:
     def used_after(self, tokens: int) -> Usage:
         """What is used when that many tokens, over all choices, have been generated."""
         reasoning = sum(choice.reasoning for choice in self.choices)
-        return evolve(self.read, output=tokens * self.scale, reasoning=min(reasoning, tokens) * self.scale)
+        return replace(self.read, output=tokens * self.scale, reasoning=min(reasoning, tokens) * self.scale)
 
 
 def answer(asked: Asked) -> Said:
@@ -156,7 +157,7 @@ def answer(asked: Asked) -> Said:
     return Said(
         choices=choices,
         read=read,
-        usage=evolve(read, output=output, reasoning=reasoning),
+        usage=replace(read, output=output, reasoning=reasoning),
         report=told.usage != "none",
         endless=endless,
         scale=scale,

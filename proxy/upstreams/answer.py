@@ -142,6 +142,10 @@ def terms(offer: Offer, ask: Ask) -> Terms:
         text_bytes=ask.measures.text_bytes,
         dense_bytes_per_token=offer.model.dense_bytes_per_token,
         tokens_per_second_max=offer.model.tokens_per_second_max,
+        choices=offer.choices,
+        slice_tokens=offer.slice_tokens,
+        states_input=offer.states_input,
+        holds_back=offer.holds_back,
     )
 
 
@@ -221,12 +225,17 @@ class Attempts:
         try:
             self._hold.attempt(terms(offer, self._ask))
         except Overloaded as error:
-            message = "The accounting can take no more requests for now."
-            raise Rejected(Kind.OVERLOADED, message, retry_after_seconds=error.retry_after_seconds) from error
+            raise Rejected(
+                Kind.OVERLOADED,
+                f"The accounting can take no more requests for now: {error.because}.",
+                retry_after_seconds=error.retry_after_seconds,
+                metadata={"trigger": error.trigger},
+            ) from error
         first_content, idle = self._patience(offer)
         self._status, exchange = 0, None
         try:
             with trio.CancelScope(deadline=min(began + first_content, self._ends_at)):
+                await self._hold.may_be_sent()
                 exchange = await up.client.send(call, lambda: self._sending(offer))
                 await self._check(offer, exchange)
                 kept = await self._until_content(offer, exchange)

@@ -6,25 +6,30 @@ from collections import deque
 from pathlib import Path
 
 from attrs import define, field
+from msgspec.structs import replace
 
-from accounting.journal import Journal, Past
+from accounting.journal import Journal, Past, Stored
 from accounting.records import (
     Attempt,
     Ending,
+    Extension,
     Grant,
     GrantKind,
+    Job,
     Leg,
     Progress,
     UsageRecord,
     Void,
     Wallet,
 )
-from accounting.scan import Scan, scan, segments
+from accounting.scan import Scan, scan
+from accounting.segment import segments
 from pricing.usage import Source, Usage
 
 PAGE = 512
 STATE = Path("/state")
 DIRECTORY = STATE / "journal"
+ARCHIVE = STATE / "archive"
 
 
 class PowerLoss(BaseException):
@@ -116,6 +121,7 @@ class FakeDisk:
         self._begin("make_dir", path)
 
     def names(self, directory):
+        self._begin("names", directory)
         return [path.name for path in self.names_now if path.parent == directory]
 
     def lock(self, path):
@@ -135,11 +141,13 @@ class FakeDisk:
         return self._descriptor(path)
 
     def open(self, path):
+        self._begin("open", path)
         if path not in self.names_now:
             raise FileNotFoundError(path)
         return self._descriptor(path)
 
     def read(self, path):
+        self._begin("read", path)
         if path not in self.names_now:
             raise FileNotFoundError(path)
         return self.content(path)
@@ -180,6 +188,7 @@ class FakeDisk:
     def close(self, descriptor):
         path, _ = self._files.pop(descriptor)
         self.locked.discard(path)
+        self._begin("close", path)  # it is closed all the same
 
     def rename(self, old, new):
         self._begin("rename", old)
@@ -254,6 +263,19 @@ def progress(request, cost=7, number=1):
     )
 
 
+def extension(request, hold=HOLD * 2, number=1):
+    return Extension(f"r{request}", number, hold, 2_550)
+
+
+def work(request, at_ms=2_000, number=1):
+    """An attempt at work that outlives its connection."""
+    return replace(attempt(request, number, at_ms), kind="job")
+
+
+def job(request, cost=30, number=1):
+    return Job(f"r{request}", number, f"video-{request}", Usage(seconds=4), cost, cost, 2_560)
+
+
 def settled(request, charged=10, number=1, grant=1):
     return UsageRecord(
         request=f"r{request}",
@@ -295,6 +317,22 @@ def calls(count, first=1):
     ]
 
 
+def fails(operation, *, at=1, times=1, error=errno.EIO):
+    """For `FakeDisk.before`: the so many-th operation of this name (`""`: of any) fails, and so many in all."""
+    count = 0
+
+    def before(what, _path):
+        nonlocal count
+        count += operation in ("", what)
+        if operation in ("", what) and at <= count < at + times:
+            raise OSError(error, "provoked")
+
+    return before
+
+
+ALWAYS = 10**9
+
+
 def seeded(seed):
     """Randomness that can be repeated."""
     return random.Random(seed)
@@ -315,19 +353,29 @@ def reopened(disk, *, segment_bytes=2**16):
     scanned = read(disk)
     for segment in scanned.unused:
         disk.unlink(segment.path)
-    return Journal.open(disk, DIRECTORY, scanned.past(), segment_bytes=segment_bytes, clock=clock)
+    journal = Journal.open(disk, DIRECTORY, scanned.past(), segment_bytes=segment_bytes, clock=clock)
+    sealed = [piece for piece in scanned.pieces if piece.segment.sealed and not piece.segment.archived]
+    journal.to_archive(Stored(piece.segment.path, piece.last_seq) for piece in sealed)
+    return journal
 
 
 def sync(journal):
-    planned = journal.begin_sync()
-    planned.run()
-    journal.synced(planned)
+    """As the recorder does: in another file, where an error has led the journal on."""
+    done = False
+    while not done:
+        planned = journal.begin_sync()
+        try:
+            planned.run()
+        except OSError as error:
+            journal.sync_failed(planned, error)
+        else:
+            done = journal.synced(planned)
 
 
 def housekeep(journal):
     while (chore := journal.housework()) is not None:
         chore.run()
-        journal.housework_done(chore)
+        journal.chore_done(chore)
 
 
 def read(disk) -> Scan:
@@ -344,3 +392,31 @@ def records(disk):
 
 def paths(disk):
     return [segment.path for segment in segments(disk, DIRECTORY)]
+
+
+def archive(journal, loaded=10**9):
+    """Put everything into the archive that may go there."""
+    while (chore := journal.archiving(loaded)) is not None:
+        chore.run()
+        journal.chore_done(chore)
+
+
+def fill(journal, until):
+    """Write settled calls until this is true."""
+    request = 1000
+    while not until():
+        request += 1
+        for record in calls(1, request):
+            journal.append(record)
+
+
+def rolled(disk, *before):
+    """A journal that has gone on to its second segment."""
+    journal = fresh(disk, segment_bytes=2**15)
+    for record in before:
+        journal.append(record)
+    sync(journal)
+    fill(journal, lambda: journal._file.offset * 2 > journal._file.size)
+    housekeep(journal)
+    fill(journal, lambda: journal._full)
+    return journal

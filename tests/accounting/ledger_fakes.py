@@ -6,11 +6,13 @@ from attrs import define, field
 
 from accounting.bill import Terms
 from accounting.hold import Books, Overloaded
+from accounting.claims import Claim
 from accounting.ledger import Ledger
 from accounting.records import Grant, GrantKind, Record, Spender, Wallet
 from pricing.price import Bounds, Price, Rates, Tier
 
 SPENDER = Spender("w1", "k1")
+CLAIM = Claim(SPENDER)
 RATES = Rates(input=3, cache_read=1, cache_write_5m=4, cache_write_1h=6, output=15)
 PRICE = Price("lab/model", "p_0123456789abcdef", (Tier(0, RATES),))
 
@@ -53,8 +55,13 @@ class FakeWriter:
         self.synced.append(seq)
 
     def kinds(self) -> str:
-        letters = {"Attempt": "A", "UsageRecord": "S", "Void": "V", "Progress": "P", "Transfer": "T"}
+        letters = {"Attempt": "A", "UsageRecord": "S", "Void": "V", "Progress": "P", "Transfer": "T", "Extension": "X", "Job": "J"}
         return "".join(letters.get(type(record).__name__, "") for record in self.records)
+
+
+def no_cut(_chunk: bytes, _content_bytes: int, limit: str) -> bytes:
+    """For answers that nothing is to be cut from."""
+    raise AssertionError(f"the answer is cut off: {limit}")
 
 
 @define(eq=False)

@@ -1,6 +1,7 @@
 import duckdb
 import pytest
 from attrs import evolve
+from msgspec.structs import replace
 
 from accounting.audit import (
     SHOWN_MAX,
@@ -14,11 +15,12 @@ from accounting.audit import (
     verify,
 )
 from accounting.hold import Snapshot
+from accounting.claims import Claim
 from accounting.records import Ending, GrantKind, Key, Mark, Spender, UsageRecord, Wallet
 from accounting.store import Store
 from pricing.usage import Reported, Usage
 from proxy.config import DATA
-from tests.accounting.ledger_fakes import FakeClient, World, terms
+from tests.accounting.ledger_fakes import FakeClient, World, no_cut, terms
 
 KEY = Key("k1", "w1", "d1", "fb…1", 1)
 HOUR_MS = 3_600_000
@@ -34,7 +36,7 @@ def busy_world():
     world.books.put_down(KEY)
     for number in range(6):
         wallet = "w1" if number % 3 else "w2"
-        with world.books.hold(f"r{number}", Spender(wallet, "k1"), 1_000, FakeClient()) as hold:
+        with world.books.hold(f"r{number}", Claim(Spender(wallet, "k1")), 1_000, FakeClient()) as hold:
             hold.attempt(terms())
             if number == 1:
                 continue
@@ -44,12 +46,12 @@ def busy_world():
                 hold.attempt(terms(account="spare"))
                 hold.sending()
             hold.meter.report(Reported((Usage(input=10, output=100 if number == 3 else 20),), final=True))
-            hold.cover(b"x")
+            hold.cover(b"x", no_cut)
             world.seconds += 3
-            hold.cover(b"x")
+            hold.cover(b"x", no_cut)
     world.ms = 7_000
     world.books.expire_due()
-    world.books.hold("r9", Spender("w1", "k1"), 900, FakeClient()).attempt(terms())
+    world.books.hold("r9", Claim(Spender("w1", "k1")), 900, FakeClient()).attempt(terms())
     return world
 
 
@@ -278,13 +280,13 @@ def test_a_journal_that_says_something_else_than_memory_or_store_is_found():
     records = lines(world)
     place, record = next((seq, one) for seq, one in records if isinstance(one, UsageRecord) and one.charged)
     changed = records.copy()
-    changed[place - 1] = (place, evolve(record, cost=record.cost + 1))
+    changed[place - 1] = (place, replace(record, cost=record.cost + 1))
     (finding,) = journal_findings(world, changed)
     assert (finding.invariant, finding.where) == ("I5", "store, cost")
     leg = record.legs[0]
     changed[place - 1] = (
         place,
-        evolve(record, charged=record.charged - 1, legs=(evolve(leg, amount=leg.amount - 1),)),
+        replace(record, charged=record.charged - 1, legs=(replace(leg, amount=leg.amount - 1),)),
     )
     assert {finding.where for finding in journal_findings(world, changed)} >= {"wallet w2", "store, charged"}
     changed = [*records, (len(records) + 1, Wallet("w3", "", "USD", 1)), (len(records) + 2, KEY_2)]
@@ -294,7 +296,7 @@ def test_a_journal_that_says_something_else_than_memory_or_store_is_found():
     assert [one.where for one in journal_findings(world, records, state=state)] == ["open attempts"]
 
 
-KEY_2 = evolve(KEY, key="k2", digest="d2")
+KEY_2 = replace(KEY, key="k2", digest="d2")
 
 
 def test_lines_about_the_journal_itself_change_nothing():

@@ -1,9 +1,9 @@
 import pytest
 import trio
-from attrs import evolve
+from msgspec.structs import replace
 
 from accounting.hold import Insufficient, Overloaded, WalletFrozen
-from accounting.ledger import UnknownKey, UnknownWallet
+from accounting.claims import Claim
 from accounting.records import (
     Attempt,
     Ending,
@@ -15,8 +15,9 @@ from accounting.records import (
     UsageRecord,
     Void,
 )
+from accounting.refusals import UnknownKey, UnknownWallet
 from pricing.usage import Reported, Source, Usage
-from tests.accounting.ledger_fakes import PRICE, SPENDER, FakeClient, World, terms
+from tests.accounting.ledger_fakes import CLAIM, PRICE, FakeClient, World, no_cut, terms
 
 FINAL = Reported((Usage(input=100, output=20),), final=True)
 FINAL_PRICE = 100 * 3 + 20 * 15
@@ -32,7 +33,7 @@ def world():
 
 
 def hold_in(world, request="r1", amount=HELD, client=None):
-    return world.books.hold(request, SPENDER, amount, client or FakeClient())
+    return world.books.hold(request, CLAIM, amount, client or FakeClient())
 
 
 def last(world, kind=UsageRecord):
@@ -52,13 +53,13 @@ def assert_closed(world, kinds, *, charged=0):
 
 async def test_a_complete_answer_is_settled_at_its_report(world):
     with hold_in(world) as hold:
-        assert world.books.available("w1") == 50_000
+        assert world.ledger.available("w1") == 50_000
         hold.attempt(terms())
         hold.sending()
         world.ms += 5
         hold.answered(200, "up-1")
         await hold.journaled()
-        assert hold.cover(b"data") == b"data"
+        assert hold.cover(b"data", no_cut) == b"data"
         hold.meter.report(FINAL)
         world.ms += 7
     await hold.settled()
@@ -198,7 +199,7 @@ def test_a_refusal_is_free_for_everybody_and_keeps_its_status(world):
 
 def test_attempts_out_of_order_are_our_mistake(world):
     with hold_in(world) as hold:
-        for misuse in (hold.sending, lambda: hold.cover(b""), lambda: hold.answered(200, None)):
+        for misuse in (hold.sending, lambda: hold.cover(b"", no_cut), lambda: hold.answered(200, None)):
             with pytest.raises(RuntimeError, match="r1"):
                 misuse()
         hold.attempt(terms())
@@ -224,7 +225,7 @@ def leave_by(hold, error, report=None, relayed=b"x"):
         hold.sending()
         hold.meter.reported = report
         hold.meter.saw(9, 27)
-        hold.cover(relayed)
+        hold.cover(relayed, no_cut)
         raise error
 
 
@@ -265,7 +266,7 @@ async def test_a_cancelled_request_is_charged_for_what_it_used(world, gone):
         hold.attempt(terms())
         hold.sending()
         hold.meter.saw(9, 27)
-        hold.cover(b"x")
+        hold.cover(b"x", no_cut)
         scope.cancel()
         await trio.lowlevel.checkpoint()
     record = last(world)
@@ -297,7 +298,7 @@ def test_leaving_twice_settles_once(world):
 def test_bytes_that_were_covered_were_sent_for_whatever_the_caller_forgot_to_say(world):
     with hold_in(world) as hold:
         hold.attempt(terms())
-        hold.cover(b"")
+        hold.cover(b"", no_cut)
     assert last(world).outcome is Ending.COMPLETE
     assert world.writer.kinds() == "AS"
 
@@ -343,12 +344,12 @@ def test_a_report_that_cannot_be_priced_is_settled_at_the_estimate_and_flagged(w
 
 def test_where_no_estimate_can_be_priced_either_the_last_progress_is_charged(world):
     world.books.progress_tokens = 5
-    price = Broken(PRICE, calls=3)  # two classes to choose from, and the progress itself
+    price = Broken(PRICE, calls=1)  # for the progress itself
     with hold_in(world) as hold:
         hold.attempt(terms(price=price))
         hold.sending()
         hold.meter.saw(9, 27)
-        hold.cover(b"x")
+        hold.cover(b"x", no_cut)
     record = last(world)
     assert (record.charged, record.source) == (400 * 3 + 9 * 15, Source.RECOVERED)
     assert record.flags == ("settle_error:ZeroDivisionError", "settle_error:ZeroDivisionError")
@@ -417,22 +418,22 @@ def test_progress_is_written_when_its_tokens_or_its_seconds_have_passed(world):
         hold.attempt(terms())
         hold.sending()
         hold.meter.report(STARTED)
-        for _ in range(25):
+        for _ in range(25):  # a token is taken for a frame and its three bytes
             hold.meter.saw(1, 3)
-            hold.cover(b"x")
+            hold.cover(b"x", no_cut)
         assert world.writer.kinds() == "APP"
         world.seconds += 1.99
-        hold.cover(b"x")
+        hold.cover(b"x", no_cut)
         assert world.writer.kinds() == "APP"
         world.seconds += 0.01
-        hold.cover(b"x")
+        hold.cover(b"x", no_cut)
         assert world.writer.kinds() == "APPP"
         progress = last(world, Progress)
         assert (progress.cost, progress.usage) == (300 + 25 * 15, Usage(input=100, output=25))
-        hold.meter.saw(0, 30)
-        hold.cover(b"")
+        hold.meter.saw(0, 40)
+        hold.cover(b"", no_cut)
         assert world.writer.kinds() == "APPPP"
-    assert_closed(world, "APPPPS", charged=300 + 35 * 15)
+    assert_closed(world, "APPPPS", charged=300 + 39 * 15)
 
 
 def test_progress_before_anything_was_relayed_costs_the_customer_nothing(world):
@@ -441,12 +442,12 @@ def test_progress_before_anything_was_relayed_costs_the_customer_nothing(world):
         hold.sending()
         hold.meter.report(STARTED)
         world.seconds = 3
-        hold.cover(b"")
+        hold.cover(b"", no_cut)
         progress = last(world, Progress)
         assert (progress.cost, progress.list_cost, progress.relayed) == (0, 315, False)
         recovered = world.replayed()
         (opened,) = recovered.open_attempts()
-        record = recovered.settle_recovered(opened.attempt, opened.progress, 9_999)
+        record = recovered.settle_recovered(opened, 9_999)
         assert (record.charged, record.cost) == (0, 315)
 
 
@@ -456,7 +457,7 @@ def test_progress_of_a_muted_answer_costs_what_leaving_costs(world):
         hold.sending()
         hold.meter.report(STARTED)
         world.seconds = 3
-        hold.cover(b"")
+        hold.cover(b"", no_cut)
     assert last(world, Progress).cost == 300 + 300 * 15
 
 
@@ -466,7 +467,7 @@ def test_progress_never_promises_more_than_the_hold(world):
         hold.sending()
         hold.meter.report(STARTED)
         world.seconds = 3
-        hold.cover(b"x")
+        hold.cover(b"x", no_cut)
     assert last(world, Progress).cost == 200
 
 
@@ -478,7 +479,7 @@ def test_progress_without_room_is_left_out_and_the_answer_goes_on(world, error):
         world.writer.room = world.writer.reserved
         world.writer.fails = lambda record: error if isinstance(record, Progress) else None
         world.seconds = 3
-        assert hold.cover(b"x") == b"x"
+        assert hold.cover(b"x", no_cut) == b"x"
         assert hold.error is error
         hold.meter.report(FINAL)
     assert_closed(world, "AS", charged=FINAL_PRICE)
@@ -494,14 +495,14 @@ def test_a_kill_at_any_record_leaves_books_that_recovery_can_balance(world):
         hold.sending()
         for _ in range(12):
             hold.meter.saw(1, 3)
-            hold.cover(b"x")
+            hold.cover(b"x", no_cut)
         hold.meter.report(FINAL)
     for cut in range(len(world.writer.records) + 1):
         survivor = World()
         for record in world.writer.records[:cut]:
             survivor.ledger.replay(record)
         for opened in survivor.ledger.open_attempts():
-            record = survivor.ledger.settle_recovered(opened.attempt, opened.progress, 9_999)
+            record = survivor.ledger.settle_recovered(opened, 9_999)
             assert record.charged == (opened.progress.cost if opened.progress else 0)
         state = survivor.ledger.state()
         assert all(
@@ -518,7 +519,7 @@ async def test_wallets_grants_and_keys_answer_once_they_are_durable():
     wallet = await world.books.create_wallet("mine", "EUR")
     grant, already = await world.books.top_up(wallet.wallet, 500, GrantKind.PAID, "stripe:1")
     key = await world.books.create_key(Key("k1", wallet.wallet, "d1", "h", 1))
-    await world.books.change_key(evolve(key, name="renamed"))
+    await world.books.change_key(replace(key, name="renamed"))
     revoked = await world.books.revoke_key("k1")
     await world.books.freeze_wallet(wallet.wallet)
     assert world.writer.synced == [1, 2, 3, 4, 5, 6]
@@ -536,7 +537,7 @@ async def test_the_same_payment_twice_is_one_grant_and_answers_when_the_first_is
     again, already = await world.books.top_up("w1", 999, GrantKind.PAID, "stripe:1")
     assert (again, already) == (first, True)
     assert world.writer.synced == [seq, seq]
-    assert world.books.available("w1") == 100_500
+    assert world.ledger.available("w1") == 100_500
 
 
 async def test_what_cannot_be_written_did_not_happen(world):
@@ -566,8 +567,8 @@ def test_holds_that_the_books_refuse_take_nothing(world):
     with pytest.raises(Insufficient):
         hold_in(world, amount=100_001)
     with pytest.raises(UnknownWallet):
-        world.books.hold("r1", Spender("w9", "k1"), 1, FakeClient())
-    world.books.put_down(evolve(world.ledger.wallet("w1"), frozen=True))
+        world.books.hold("r1", Claim(Spender("w9", "k1")), 1, FakeClient())
+    world.books.put_down(replace(world.ledger.wallet("w1"), frozen=True))
     with pytest.raises(WalletFrozen):
         hold_in(world)
     assert world.ledger.holds_open() == 0
@@ -631,3 +632,68 @@ def test_a_snapshot_is_of_one_instant(world):
     assert (before.seq, before.state.wallets[0].held, before.state.wallets[0].available) == (3, HELD, 50_000)
     assert len(before.state.open_attempts) == 1
     assert (after.seq, after.state.wallets[0].balance) == (4, 100_000 - FINAL_PRICE)
+
+
+# -- empty completions -----------------------------------------------------------------------------
+
+EMPTY = Reported((Usage(input=100),), final=True)
+
+
+def empty(world, request, report=EMPTY):
+    claim = world.books.claim(CLAIM.spender)
+    with world.books.hold(request, claim, HELD, FakeClient()) as hold:
+        hold.attempt(terms())
+        hold.sending()
+        hold.meter.report(report)
+    return hold.receipt.record
+
+
+def test_an_empty_completion_is_free_so_many_times_a_day_and_the_operator_knows_its_cost(world):
+    world.books.empty_free_per_key_day = 2
+    records = [empty(world, f"r{number}") for number in range(3)]
+    assert [record.charged for record in records] == [0, 0, 300]
+    assert [record.cost for record in records] == [300, 300, 300]
+    assert ["empty_free" in record.flags for record in records] == [True, True, False]
+    assert [record.loss for record in records] == [0, 0, 0]
+    assert world.replayed().empties("k1", world.ms) == world.ledger.empties("k1", world.ms) == 2
+    world.ms += 86_400_000
+    assert empty(world, "next day").charged == 0
+    assert world.replayed().state() == world.ledger.state()
+
+
+def test_without_the_policy_an_empty_completion_costs_what_was_read(world):
+    assert empty(world, "r1").charged == 300
+
+
+def test_an_answer_that_was_cut_off_or_wrote_anything_is_not_empty(world):
+    world.books.empty_free_per_key_day = 9
+    assert empty(world, "r1", Reported((Usage(input=100, output=1),), final=True)).charged == 315
+    with pytest.raises(RuntimeError), hold_in(world, "r2") as hold:
+        hold.attempt(terms())
+        hold.sending()
+        hold.cover(b"x", no_cut)
+        hold.meter.report(EMPTY)
+        raise RuntimeError
+    assert hold.receipt.record.charged == 300
+
+
+# -- content that is kept back ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("holds_back", "written"), [(False, 9), (True, 9 + 4 * 100)])
+def test_a_client_that_leaves_pays_for_what_may_have_been_written_while_nothing_was_shown(
+    world, holds_back, written
+):
+    """A tool's input comes when a value of it is complete; in the silence before that it was being written."""
+    client = FakeClient()
+    with pytest.raises(trio.Cancelled), hold_in(world, client=client) as hold:
+        hold.attempt(terms(holds_back=holds_back))
+        hold.sending()
+        world.seconds += 60  # before any content nothing is kept back
+        hold.meter.saw(9, 27)
+        hold.cover(b"x", no_cut)
+        world.seconds += 4
+        client.client_gone = True
+        raise trio.Cancelled._create(source="unknown")
+    assert last(world).usage.output == written
+    assert last(world).outcome is Ending.HUNG_UP

@@ -6,20 +6,28 @@ import pytest
 import trio
 from attrs import define, field
 
-from accounting.hold import Overloaded, Writer
 from accounting.journal import BooksFailed
+from accounting.ports import Overloaded, Writer
 from accounting.recorder import BACKOFF_SECONDS, STOP_TRIES, Recorder
+from accounting.segment import PACKED
 from tests.accounting.journal_fakes import (
+    ALWAYS,
     FakeDisk,
     attempt,
     calls,
+    fails,
     fresh,
     grant,
+    housekeep,
     paths,
     progress,
     read,
     records,
+    reopened,
+    rolled,
+    seeded,
     settled,
+    sync,
     wallet,
 )
 
@@ -70,14 +78,15 @@ class World:
         await trio.sleep(self.store.seconds if "_load_once" in name else self.sync_seconds)
         return work()
 
-    def build(self, **settings):
-        journal = fresh(self.disk, segment_bytes=self.segment_bytes)
+    def build(self, *, again=False, **settings):
+        make = reopened if again else fresh
+        journal = make(self.disk, segment_bytes=self.segment_bytes)
         self.recorder = Recorder(
             journal,
             self.store,
             trio.current_time,
             self.in_thread,
-            loaded=0,
+            loaded=len(self.store.loaded),
             log=lambda event, **fields: self.events.append((event, fields)),
             **settings,
         )
@@ -85,6 +94,10 @@ class World:
 
     def syncs(self):
         return sum("Sync.run" in name for name in self.works)
+
+
+def triggered(trigger):
+    return lambda error: error.trigger == trigger
 
 
 @pytest.fixture
@@ -118,14 +131,6 @@ async def recorder(world):
     recorder = world.build()
     async with running(recorder):
         yield recorder
-
-
-def fails(operation, error=errno.EIO):
-    def before(what, _path):
-        if what == operation:
-            raise OSError(error, "provoked")
-
-    return before
 
 
 async def test_it_is_what_a_hold_writes_to(recorder, autojump_clock):
@@ -190,6 +195,34 @@ async def test_what_is_durable_already_is_not_waited_for(recorder, autojump_cloc
     assert trio.current_time() == before
 
 
+async def test_syncs_come_no_closer_than_they_are_told_to(world, autojump_clock):
+    recorder = world.build(sync_seconds=0.5)
+    async with running(recorder):
+        for record in [wallet(), grant(), *calls(25)]:
+            recorder.write(record)
+            await trio.sleep(0.05)
+        assert world.syncs() == pytest.approx(52 * 0.05 / 0.5, abs=1)
+        seq = recorder.write(attempt(99))
+        before = trio.current_time()
+        await recorder.durable(seq)  # who waits, waits for that sync
+        assert 0 < trio.current_time() - before < 0.51
+        await trio.sleep(10)
+        before = trio.current_time()
+        await recorder.durable(recorder.write(attempt(100)))  # long after the last one: at once
+        assert trio.current_time() - before < 0.01
+
+
+async def test_closing_does_not_wait_for_the_next_sync_to_be_due(world, autojump_clock):
+    recorder = world.build(sync_seconds=3600.0)
+    async with running(recorder):
+        await recorder.durable(recorder.write(wallet()))
+        recorder.write(grant())
+        await trio.sleep(1)
+        recorder.close()
+    assert trio.current_time() < 2
+    assert read(world.disk).synced_upto == 2
+
+
 # -- loading ---------------------------------------------------------------------------------------------
 
 
@@ -240,15 +273,20 @@ async def test_the_tail_that_is_not_loaded_answers_for_a_request(world, recorder
     assert list(recorder.unloaded_usage()) == []
 
 
-async def test_a_slow_store_delays_no_sync(world, recorder, autojump_clock):
-    world.store.seconds = 5.0
-    await recorder.durable(recorder.write(wallet()))
-    await trio.sleep(1)  # the load is under way now
-    for record in calls(20):
-        before = trio.current_time()
-        await recorder.durable(recorder.write(record))
-        assert trio.current_time() - before < 0.01
-    assert recorder.unloaded == 41
+async def test_a_load_of_five_seconds_delays_no_sync(world, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    async with running(recorder):
+        world.store.seconds = 5.0
+        await recorder.durable(recorder.write(wallet()))
+        await trio.sleep(1)  # the load is under way now
+        for record in calls(20):
+            before = trio.current_time()
+            await recorder.durable(recorder.write(record))
+            assert trio.current_time() - before < 0.01
+        assert recorder.unloaded == 41
+        await trio.sleep(20)
+        assert recorder.unloaded == 0
 
 
 async def test_a_store_that_fails_is_reopened_and_loading_goes_on(world, recorder, autojump_clock):
@@ -297,9 +335,9 @@ async def test_records_that_wait_for_the_store_close_the_door_at_their_bound(wor
         recorder.reserve(4)
         for record in [wallet(), grant(), attempt(1), attempt(2), attempt(3), attempt(4)]:
             recorder.write(record)
-        with pytest.raises(Overloaded, match="wait for the store"):
+        with pytest.raises(Overloaded, match="wait for the store", check=triggered("unloaded")):
             recorder.write(progress(1))
-        with pytest.raises(Overloaded, match="wait for the store"):
+        with pytest.raises(Overloaded, match="wait for the store", check=triggered("unloaded")):
             recorder.reserve(1)
         for request in (1, 2, 3, 4):
             recorder.write(settled(request), reserved=True)
@@ -317,7 +355,7 @@ async def test_a_disk_that_takes_too_long_closes_the_door(world, recorder, autoj
     recorder.reserve(1)
     await trio.sleep(2)
     assert recorder.oldest_unsynced_seconds == pytest.approx(11)
-    with pytest.raises(Overloaded, match="too slow"):
+    with pytest.raises(Overloaded, match="too slow", check=triggered("unsynced")):
         recorder.reserve(1)
     recorder.write(attempt(1), reserved=True)
     await recorder.durable(2)
@@ -335,11 +373,11 @@ async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(w
         while recorder.journal._fits(taken + 1):
             recorder.reserve(1)
             taken += 1
-        with pytest.raises(Overloaded, match="no room"):
+        with pytest.raises(Overloaded, match="no room", check=triggered("journal")):
             recorder.reserve(1)
         await trio.sleep(1)
         assert ("journal_chore_failed", errno.ENOSPC) in [(event, errno.ENOSPC) for event, _ in world.events]
-        with pytest.raises(Overloaded, match="no room"):
+        with pytest.raises(Overloaded, match="no room", check=triggered("journal")):
             recorder.reserve(1)
         world.disk.capacity = 2**40
         await trio.sleep(BACKOFF_SECONDS[1] * 2)
@@ -351,19 +389,19 @@ async def test_a_journal_without_room_closes_the_door_until_its_spare_is_there(w
 
 
 @pytest.mark.parametrize("operation", ["pwrite", "fdatasync"])
-async def test_an_error_of_the_disk_ends_every_promise(world, autojump_clock, operation):
+async def test_a_disk_that_goes_on_failing_ends_every_promise(world, autojump_clock, operation):
     recorder = world.build()
     async with running(recorder, ends=BooksFailed) as nursery:
         recorder.reserve(2)
         await recorder.durable(recorder.write(wallet()))
         world.sync_seconds = 1.0
-        world.disk.before = fails(operation)
+        world.disk.before = fails(operation, times=ALWAYS)
         if operation == "fdatasync":
             seq = recorder.write(grant())
-            with pytest.raises(Overloaded, match="failed"):
+            with pytest.raises(Overloaded, match="failed", check=triggered("failed")):
                 await recorder.durable(seq)
         else:
-            with pytest.raises(Overloaded, match="failed"):
+            with pytest.raises(Overloaded, match="failed", check=triggered("failed")):
                 recorder.write(grant())
         await recorder.wait_failed()
         world.disk.before = None
@@ -373,10 +411,10 @@ async def test_an_error_of_the_disk_ends_every_promise(world, autojump_clock, op
             lambda: recorder.write(attempt(1)),
             lambda: recorder.write(attempt(1), reserved=True),
         ):
-            with pytest.raises(Overloaded, match="failed"):
+            with pytest.raises(Overloaded, match="failed", check=triggered("failed")):
                 refused()
         await recorder.durable(1)
-        with pytest.raises(Overloaded, match="failed"):
+        with pytest.raises(Overloaded, match="failed", check=triggered("failed")):
             await recorder.durable(2)
         assert recorder.journal.reserved == 2
         recorder.close()
@@ -402,7 +440,7 @@ async def test_everybody_who_waits_learns_of_it(world, autojump_clock):
         await trio.sleep(0.5)
         recorder.write(grant())
         nursery.start_soon(wait, 2)
-        world.disk.before = fails("fdatasync")
+        world.disk.before = fails("fdatasync", times=ALWAYS)
         await recorder.wait_failed()
         recorder.close()
     assert sorted(learned) == [1, 2]
@@ -424,6 +462,115 @@ async def test_a_dead_recorder_is_failed_books(world, autojump_clock):
         recorder.reserve(1)
 
 
+# -- going on after an error -------------------------------------------------------------------------------
+
+
+async def test_who_waits_is_let_go_by_a_sync_of_the_new_file_alone(world, recorder, autojump_clock):
+    world.sync_seconds = 1.0
+    freed = []
+
+    async def wait(seq):
+        await recorder.durable(seq)
+        freed.append((seq, trio.current_time()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, recorder.write(wallet()))
+        await trio.sleep(0.5)
+        nursery.start_soon(wait, recorder.write(grant()))
+        world.disk.before = fails("fdatasync")  # of the sync that is over in half a second
+    assert freed == [(1, pytest.approx(2.0)), (2, pytest.approx(3.0))]
+    assert recorder.health().written_on == 1
+    assert [event for event, _ in world.events] == ["journal_written_on"]
+    assert "provoked" in world.events[0][1]["error"]
+
+
+async def test_an_error_of_a_write_while_a_sync_runs_is_answered_by_another_sync(
+    world, recorder, autojump_clock
+):
+    world.sync_seconds = 1.0
+    first = recorder.write(wallet())
+    await trio.sleep(0.5)
+    world.disk.before = fails("pwrite")
+    second = recorder.write(grant())
+    await recorder.durable(first)
+    assert trio.current_time() == pytest.approx(2.0)
+    await recorder.durable(second)
+    disk = world.disk.copy()
+    disk.lose_power(seeded(1))
+    assert records(disk) == [(1, wallet()), (2, grant())]
+    assert recorder.failed is None
+
+
+async def test_an_error_changes_nothing_for_the_store(world, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    written = [wallet(), grant(), *calls(60)]
+    async with running(recorder):
+        for number, record in enumerate(written):
+            if number % 7 == 0:
+                world.disk.before = fails(["pwrite", "fdatasync", "sync_dir", "rename"][number % 4])
+            await recorder.durable(recorder.write(record))
+        await recorder.flush()
+    assert world.store.loaded == list(enumerate(written, 1)) == records(world.disk)
+    assert recorder.health().written_on > 5
+
+
+# -- the archive -------------------------------------------------------------------------------------------
+
+
+async def test_segments_go_into_the_archive_once_the_store_has_them_and_not_before(world, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    async with running(recorder):
+        world.store.error = RuntimeError("broken")
+        for record in [wallet(), grant(), *calls(100)]:
+            await recorder.durable(recorder.write(record))
+        await trio.sleep(5)
+        suffixes = [path.suffix for path in paths(world.disk)]
+        assert suffixes.count(".ndjson") >= 3
+        assert ".gz" not in suffixes
+        world.store.error = None
+        await trio.sleep(BACKOFF_SECONDS[1] * 2)
+        assert {path.suffix for path in paths(world.disk)[:-1]} == {".gz"}
+        assert len(records(world.disk)) == 202
+
+
+async def test_an_archive_that_cannot_be_written_is_tried_again_and_harms_nothing(world, autojump_clock):
+    world.segment_bytes = 2**15
+    recorder = world.build()
+    async with running(recorder):
+
+        def before(operation, path):
+            if operation == "create" and path.name.startswith("00000001" + PACKED):
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+        world.disk.before = before
+        for record in [wallet(), grant(), *calls(100)]:
+            await recorder.durable(recorder.write(record))
+        await trio.sleep(30)
+        assert [path.suffix for path in paths(world.disk)][:3] == [".ndjson", ".gz", ".gz"]
+        failures = [fields for event, fields in world.events if event == "archive_failed"]
+        assert 3 < len(failures) < 10
+        world.disk.before = None
+        await trio.sleep(BACKOFF_SECONDS[1] + 1)
+        assert paths(world.disk)[0].suffix == ".gz"
+
+
+async def test_what_earlier_processes_have_sealed_is_archived_too(world, autojump_clock):
+    world.segment_bytes = 2**15
+    journal = rolled(world.disk, wallet(), grant())
+    sync(journal)
+    housekeep(journal)
+    journal.close()
+    assert [path.suffix for path in paths(world.disk)] == [".ndjson", ".ndjson"]
+    world.store.loaded = records(world.disk)
+    recorder = world.build(again=True)
+    async with running(recorder):
+        await trio.sleep(1)
+        assert [path.suffix for path in paths(world.disk)] == [".gz", ".gz", ".open"]
+    assert len(records(world.disk)) == len(world.store.loaded)
+
+
 # -- stopping --------------------------------------------------------------------------------------------
 
 
@@ -439,9 +586,9 @@ async def test_closing_brings_everything_to_the_platter_and_the_store_and_seals(
     (path,) = paths(world.disk)
     assert path.suffix == ".ndjson"
     assert read(world.disk).synced_upto == len(written)
-    with pytest.raises(Overloaded, match="closed"):
+    with pytest.raises(Overloaded, match="closed", check=triggered("closed")):
         recorder.write(wallet())
-    with pytest.raises(Overloaded, match="closed"):
+    with pytest.raises(Overloaded, match="closed", check=triggered("closed")):
         recorder.reserve(1)
     await recorder.durable(len(written))
 
@@ -451,7 +598,7 @@ async def test_a_reserved_write_after_closing_is_refused_before_it_is_in_the_jou
     async with running(recorder):
         recorder.reserve(1)
         recorder.close()
-        with pytest.raises(Overloaded, match="closed"):
+        with pytest.raises(Overloaded, match="closed", check=triggered("closed")):
             recorder.write(wallet(), reserved=True)
     assert records(world.disk) == []
 
@@ -487,7 +634,7 @@ async def test_segments_are_sealed_and_spares_made_as_it_goes_on(world, autojump
             await recorder.durable(recorder.write(record))
         await recorder.flush()
         await trio.sleep(1)
-        assert [path.suffix for path in paths(world.disk)].count(".ndjson") >= 3
+        assert [path.suffix for path in paths(world.disk)].count(".gz") >= 3
         assert read(world.disk).last_seq == 202
 
 

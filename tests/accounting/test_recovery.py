@@ -11,103 +11,41 @@ from attrs import define, field
 
 from accounting.disk import OsDisk
 from accounting.journal import NoRoom
-from accounting.ledger import Ledger
 from accounting.records import Attempt, Ending, Progress, UsageRecord, Void
-from accounting.recovery import JOURNAL, AlreadyRunning, Recovered, RecoveryError, recover
+from accounting.recovery import JOURNAL, AlreadyRunning, RecoveryError, recover
 from accounting.scan import scan
 from accounting.store import NAME, Store, StoreBusy
 from pricing.usage import Source
 from tests.accounting.journal_fakes import (
+    HOLD,
     STATE,
     FakeDisk,
     PowerLoss,
+    archive,
     attempt,
     calls,
     clock,
+    extension,
+    fails,
     grant,
     housekeep,
+    job,
     paths,
     progress,
+    read,
     records,
+    rolled,
     seeded,
     settled,
     sync,
     void,
     wallet,
+    work,
 )
+from tests.accounting.recovery_fakes import FakeStore, check, start, write
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "data" / "schema"
-
-
-@define(eq=False)
-class FakeStore:
-    """A store of a list, on a platter of its own: what it has taken in stays, whatever happens."""
-
-    loaded: list = field(factory=list)
-    is_open: bool = False
-    error: Exception | None = None
-
-    def open(self):
-        if self.error is not None:
-            raise self.error
-        self.is_open = True
-        return self
-
-    def loaded_seq(self):
-        return len(self.loaded)
-
-    def load(self, entries):
-        assert self.is_open
-        new = [entry for entry in entries if entry[0] > len(self.loaded)]
-        if new:
-            assert [seq for seq, _ in new] == list(range(len(self.loaded) + 1, new[-1][0] + 1))
-            self.loaded += new
-        return len(self.loaded)
-
-    def reopen(self):
-        return len(self.loaded)
-
-    def close(self):
-        self.is_open = False
-
-
-def start(disk, store, *, segment_bytes=2**14, load_records_max=7) -> Recovered:
-    return recover(
-        STATE,
-        disk=disk,
-        open_store=store.open,
-        clock=clock,
-        segment_bytes=segment_bytes,
-        load_records_max=load_records_max,
-    )
-
-
-def write(books, *written):
-    """What the gateway does: into the journal and, as the ledger's own, into memory."""
-    for record in written:
-        books.journal.append(record)
-        books.ledger.replay(record)
-
-
-def replayed(disk):
-    ledger = Ledger()
-    for _, record in records(disk):
-        ledger.replay(record)
-    return ledger
-
-
-def check(disk, store, books):
-    """Journal, store and ledger say the same, and nothing is open."""
-    written = records(disk)
-    assert [seq for seq, _ in written] == list(range(1, len(written) + 1))
-    assert store.loaded == written
-    assert books.ledger.state() == replayed(disk).state()
-    assert books.ledger.open_attempts() == ()
-    assert books.journal.seq == books.journal.synced_upto == len(written)
-    ends = [(one.request, one.number) for _, one in written if isinstance(one, UsageRecord | Void)]
-    begun = [(one.request, one.number) for _, one in written if isinstance(one, Attempt)]
-    assert sorted(ends) == sorted(begun)
 
 
 # -- starting --------------------------------------------------------------------------------------------
@@ -186,6 +124,41 @@ def test_what_is_open_is_settled_at_its_last_progress_and_that_is_durable():
     check(disk, store, start(disk, store))
 
 
+def test_a_job_stays_open_with_its_hold_and_is_told():
+    disk, store = FakeDisk(), FakeStore()
+    books = start(disk, store)
+    write(books, wallet(), grant(), work(1), job(1, 30), work(2), extension(2, 400), attempt(3), progress(3, 5))
+    for restart in range(3):
+        disk.kill() if restart < 2 else books.close()
+        books = start(disk, store)
+        assert [one.request for one in books.findings.settled] == ["r3"] * (restart == 0)
+        assert [(one.attempt.request, one.job, one.hold) for one in books.findings.jobs] == [
+            ("r1", job(1, 30), HOLD),
+            ("r2", None, 400),
+        ]
+        assert books.ledger.held("w1") == HOLD + 400
+        assert books.ledger.balance("w1") == 10**9 - 5
+        assert read(disk).miscarried == []
+    write(books, settled(1, 30), void(2))
+    sync(books.journal)
+    books.close()
+    books = start(disk, store)
+    assert books.findings.jobs == ()
+    assert books.ledger.balance("w1") == 10**9 - 35
+    check(disk, store, books)
+
+
+def test_a_call_is_settled_within_the_hold_that_was_in_force():
+    disk, store = FakeDisk(), FakeStore()
+    books = start(disk, store)
+    write(books, wallet(), grant(), attempt(1), extension(1, 5_000), progress(1, 4_000))
+    disk.kill()
+    books = start(disk, store)
+    (record,) = books.findings.settled
+    assert (record.charged, record.held) == (4_000, 5_000)
+    check(disk, store, books)
+
+
 def test_many_open_attempts_are_settled_although_segments_are_small():
     disk, store = FakeDisk(), FakeStore()
     books = start(disk, store, segment_bytes=2**20)
@@ -241,6 +214,29 @@ def test_starting_again_and_again_adds_nothing():
         books.close()
         books = start(disk, store)
     assert len(paths(disk)) == 2
+    check(disk, store, books)
+
+
+def test_a_segment_that_another_was_written_in_place_of_is_sealed_empty_and_archived():
+    disk, store = FakeDisk(), FakeStore()
+    journal = rolled(disk, wallet(), grant(), attempt(1))
+    before = records(disk)
+    disk.before = fails("fdatasync")
+    sync(journal)
+    disk.kill()
+    first, second, third = paths(disk)
+    disk.set_content(second, bytes(2**15))
+    content = disk.content(first)
+    disk.set_content(first, content[: content.index(b'"t":"M"')] + bytes(100))
+    books = start(disk, store, segment_bytes=2**15)
+    assert [path.suffix for path in paths(disk)] == [".ndjson", ".ndjson", ".ndjson", ".open"]
+    assert disk.content(second.with_suffix(".ndjson")) == b""
+    archive(books.journal)
+    assert [path.suffix for path in paths(disk)] == [".gz", ".gz", ".gz", ".open"]
+    assert records(disk)[: len(before)] == before
+    books.close()
+    books = start(disk, store)
+    assert books.findings.damages == ()
     check(disk, store, books)
 
 
@@ -541,7 +537,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.accounting.journal_fakes import attempt, grant, housekeep, progress, settled, sync, wallet
-from tests.accounting.test_recovery import start_for_real, write
+from tests.accounting.recovery_fakes import write
+from tests.accounting.test_recovery import start_for_real
 
 first = int(sys.argv[2])
 books = start_for_real(Path(sys.argv[1]), segment_bytes=2**16)

@@ -1,7 +1,7 @@
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from accounting.records import Ending, Leg, UsageRecord
 from accounting.reports import COLUMNS, PAGE_MAX, Page, Query, Reader
@@ -57,7 +57,7 @@ def reader_of(tmp_path):
         store.close()
 
 
-FULL = evolve(
+FULL = replace(
     RECORD,
     stream=False,
     outcome=Ending.STALLED,
@@ -76,7 +76,7 @@ FULL = evolve(
 
 
 async def test_a_record_comes_out_of_the_store_as_it_went_in(reader_of):
-    records = (FULL, evolve(RECORD, number=2))
+    records = (FULL, replace(RECORD, number=2))
     reader, tail = reader_of(records)
     assert await reader.usage_of("r0") == records
     tail.load()
@@ -84,8 +84,8 @@ async def test_a_record_comes_out_of_the_store_as_it_went_in(reader_of):
 
 
 async def test_the_attempts_of_a_request_come_in_order_half_loaded_or_not(reader_of):
-    records = [evolve(RECORD, number=number) for number in (1, 2, 3)]
-    reader, tail = reader_of([*records, evolve(RECORD, request="r1")])
+    records = [replace(RECORD, number=number) for number in (1, 2, 3)]
+    reader, tail = reader_of([*records, replace(RECORD, request="r1")])
     for _ in range(5):
         assert await reader.usage_of("r0") == tuple(records)
         tail.load(1)
@@ -99,7 +99,7 @@ async def test_a_request_of_another_wallet_is_not_shown(reader_of):
 
 
 async def test_a_record_that_is_loaded_while_the_store_is_asked_is_neither_missed_nor_seen_twice(reader_of):
-    records = tuple(evolve(RECORD, request=f"r{number}") for number in range(4))
+    records = tuple(replace(RECORD, request=f"r{number}") for number in range(4))
     reader, tail = reader_of(records)
     tail.during_query = lambda: tail.load(2)
     assert (await reader.page(Query())).records == records[::-1]
@@ -107,12 +107,12 @@ async def test_a_record_that_is_loaded_while_the_store_is_asked_is_neither_misse
 
 
 async def test_pages_come_newest_first_and_stay_put_while_records_come_in(reader_of):
-    records = [evolve(RECORD, request=f"r{number}") for number in range(7)]
+    records = [replace(RECORD, request=f"r{number}") for number in range(7)]
     reader, tail = reader_of(records)
     tail.load(4)
     first = await reader.page(Query(limit=3))
     assert [one.request for one in first.records] == ["r6", "r5", "r4"]
-    tail.waiting += [(8 + number, evolve(RECORD, request="new")) for number in range(3)]
+    tail.waiting += [(8 + number, replace(RECORD, request="new")) for number in range(3)]
     second = await reader.page(Query(limit=3, cursor=first.next_cursor))
     assert [one.request for one in second.records] == ["r3", "r2", "r1"]
     tail.load()
@@ -121,18 +121,18 @@ async def test_pages_come_newest_first_and_stay_put_while_records_come_in(reader
 
 
 async def test_a_last_page_that_is_exactly_full_has_no_next(reader_of):
-    reader, _ = reader_of([RECORD, evolve(RECORD, request="r1")])
+    reader, _ = reader_of([RECORD, replace(RECORD, request="r1")])
     assert (await reader.page(Query(limit=2))).next_cursor is None
     assert await reader.page(Query(cursor="1")) == Page((), None)
 
 
 async def test_pages_are_restricted_in_the_store_as_in_the_tail(reader_of):
     records = [
-        evolve(RECORD, request="r1", wallet="w2"),
-        evolve(RECORD, request="r2", key="k2"),
-        evolve(RECORD, request="r3", model="lab/b"),
-        evolve(RECORD, request="r4", started_ms=10),
-        evolve(RECORD, request="r5", started_ms=20),
+        replace(RECORD, request="r1", wallet="w2"),
+        replace(RECORD, request="r2", key="k2"),
+        replace(RECORD, request="r3", model="lab/b"),
+        replace(RECORD, request="r4", started_ms=10),
+        replace(RECORD, request="r5", started_ms=20),
     ]
     reader, tail = reader_of(records)
     queries = [
@@ -168,7 +168,7 @@ def test_a_page_has_a_limit(limit):
 def test_walking_all_pages_sees_every_record_once_however_much_is_loaded(data):
     """The store is a list here: what is tested is the merging."""
     count = data.draw(st.integers(0, 30))
-    lines = [(seq, evolve(RECORD, request=f"r{seq}")) for seq in range(1, count + 1)]
+    lines = [(seq, replace(RECORD, request=f"r{seq}")) for seq in range(1, count + 1)]
     limit = data.draw(st.integers(1, 7))
     overlap = data.draw(st.integers(0, 5))
     loaded = data.draw(st.integers(0, count))

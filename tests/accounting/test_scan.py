@@ -3,7 +3,8 @@ from zlib import crc32
 
 import pytest
 
-from accounting.journal import encode
+from accounting.carries import Carried
+from accounting.lines import encode
 from accounting.records import Mark
 from accounting.scan import JournalDamaged, read_after, read_upto, scan, segments
 from tests.accounting.journal_fakes import (
@@ -79,7 +80,7 @@ def test_what_a_scan_says_is_what_the_journal_knew():
     past = scanned.past()
     assert (scanned.last_seq, scanned.synced_upto, past.synced_seq) == (5, 4, 4)
     assert past.tail == (settled(1),)
-    assert list(past.carries) == [(attempt(1), progress(1))]
+    assert list(past.carries) == [Carried(attempt(1), progress(1))]
     assert scanned.damages == []
 
 
@@ -203,7 +204,7 @@ def test_a_line_of_a_newer_version_is_named():
     line = encode(wallet(), 1, journal._crc)[0]
     line = line.replace(b'"t":"W"', b'"t":"Q"')
     line = b'{"c":"%08x",' % crc32(line[16:], journal._crc) + line[16:]
-    journal._write(journal._file, line)
+    journal._write(line)
     with pytest.raises(JournalDamaged, match="a Q that this version cannot read"):
         read(disk)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
 from accounting.records import (
     LETTERS,
@@ -63,7 +63,7 @@ def test_every_kind_of_record_has_a_place_or_needs_none():
 
 def test_a_settled_attempt_is_a_row_with_every_bucket_and_leg(store):
     buckets = {bucket: number * 1000 for number, bucket in enumerate(BUCKETS)}
-    record = evolve(
+    record = replace(
         settled(1, 10**25),
         usage=Usage(**buckets),
         usage_legs=(Usage(input=1), Usage(output=2)),
@@ -103,9 +103,9 @@ def test_attempts_voids_grants_and_transfers_are_rows(store):
 
 
 def test_of_a_wallet_and_a_key_the_newest_line_holds_and_the_first_is_remembered(store):
-    later = evolve(KEY, at_ms=9, revoked=True, models=())
+    later = replace(KEY, at_ms=9, revoked=True, models=())
     store.load(numbered(wallet(at_ms=3), KEY, wallet(name="w2")))
-    store.load(numbered(Wallet("w1", "Bob", "USD", 8, True), later, evolve(later, name="desk"), after=3))
+    store.load(numbered(Wallet("w1", "Bob", "USD", 8, True), later, replace(later, name="desk"), after=3))
     found = row(store, "wallet WHERE wallet = 'w1'")
     assert (found["name"], found["frozen"], found["seq"]) == ("Bob", True, 4)
     assert (found["created_ms"], found["created_seq"], found["at_ms"]) == (3, 1, 8)
@@ -116,14 +116,14 @@ def test_of_a_wallet_and_a_key_the_newest_line_holds_and_the_first_is_remembered
 
 def test_no_text_or_limit_that_an_operator_types_stops_the_load(store):
     odd = 'a\0b"\\\n\u2028 😀 {s: 1} $file'
-    store.load(numbered(Wallet("w1", odd, "USD", 1), evolve(KEY, name=odd, concurrency=10**40)))
+    store.load(numbered(Wallet("w1", odd, "USD", 1), replace(KEY, name=odd, concurrency=10**40)))
     assert row(store, "wallet")["name"] == odd
     assert row(store, "api_key")["concurrency"] is None
 
 
 def test_the_general_ledger_gets_one_transfer_for_each_slice_wallet_and_kind(store):
     promo = Grant("g2", "w1", 50, GrantKind.PROMO, "ref 2", 5)
-    record = evolve(settled(2, 30), legs=(Leg("g2", 20), Leg("g1", 10)), price=36, loss=6, cost=12)
+    record = replace(settled(2, 30), legs=(Leg("g2", 20), Leg("g1", 10)), price=36, loss=6, cost=12)
     store.load(numbered(wallet(), grant(1, 100), promo, attempt(1), settled(1, 5), attempt(2), record))
     store.load(numbered(attempt(3), settled(3, 7), attempt(4), settled(4, 0), after=7))
     posted = store.query(
@@ -167,7 +167,7 @@ def test_a_slice_that_leaves_out_a_line_is_refused_whole(store):
 
 
 def test_a_slice_that_fails_half_way_leaves_nothing(store):
-    everything = numbered(wallet(), grant(), *calls(3), evolve(settled(9), number=0))
+    everything = numbered(wallet(), grant(), *calls(3), replace(settled(9), number=0))
     with pytest.raises(StoreError):
         store.load(everything)
     assert store.reopen() == 0

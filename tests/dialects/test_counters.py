@@ -1,6 +1,6 @@
 import pytest
 
-from proxy.dialects.counters import Counters, flag
+from proxy.dialects.counters import Counters, RunningTotal, flag
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (5, 5), (5.0, 5), (None, None)])
@@ -33,3 +33,11 @@ def test_an_unhashable_mode_is_flagged():
     counters = Counters({"tier": {"a": 1}})
     counters.mode("tier", "tier", ("standard",))
     assert len(counters.flags) == 1
+
+
+def test_the_newest_word_on_each_field_wins_and_zero_is_one():
+    total = RunningTotal()
+    for report in ({"a": 5, "b": 6}, {"a": 0, "b": None}, None, "nonsense", {"c": 1}):
+        total.take(report)
+    counters = Counters(total.fields)
+    assert [counters.count(name) for name in "abcd"] == [0, 6, 1, None]

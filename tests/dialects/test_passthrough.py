@@ -2,51 +2,25 @@ import msgspec
 import pytest
 from attrs import define, field
 
-from accounting.records import Ending, Receipt, UsageRecord
-from pricing.usage import NO_USAGE, Meter, Source
-from proxy.dialects import passthrough
+from accounting.records import Receipt
+from pricing.usage import Meter
+from proxy.dialects import passthrough, sse
 from proxy.dialects.passthrough import BODY_BYTES_MAX, BODY_TAIL, BODY_WITHHELD_MAX, Passthrough, Whole
 from proxy.errors import StreamBroken
-
-
-def receipt(charged=1_234_567):
-    record = UsageRecord(
-        request="r",
-        number=1,
-        wallet="w",
-        key="k",
-        model="m",
-        provider="p",
-        account="a",
-        dialect="openai_chat",
-        stream=True,
-        outcome=Ending.COMPLETE,
-        status=200,
-        source=Source.REPORTED,
-        usage=NO_USAGE,
-        price_version="v",
-        markup_ppm=10**6,
-        held=charged,
-        price=charged,
-        charged=charged,
-        cost=0,
-        loss=0,
-        currency="USD",
-        started_ms=0,
-        ended_ms=1,
-    )
-    return Receipt("r", record, balance=0, held=0)
+from tests.dialects.common import receipt
 
 
 @define(eq=False)
 class Tap:
-    """Withholds from the frame `data: end` on; is ended by `data: stop`."""
+    """Withholds from the frame `data: end` on; is ended by `data: stop`; a frame weighs what it says."""
 
     ended: bool = False
+    standing: int = 0
     looked: list = field(factory=list)
 
     def look(self, block):
         self.looked.append(block)
+        self.standing = len(self.looked)
         self.ended = b"data: stop" in block
         at = block.find(b"data: end")
         return (block, b"") if at < 0 else (block[:at], block[at:])
@@ -58,6 +32,13 @@ class Tap:
 
     def end(self, withheld, _receipt):
         return b"<" + withheld + b">"
+
+    def weigh(self, frame):
+        said = sse.data_of(frame)
+        return None if said == b"over" else int(said or 0)
+
+    def length(self, cut, _receipt):
+        return b"%d|%b|%b" % (cut.standing, cut.shown, cut.limit.encode())
 
 
 def test_frames_are_relayed_as_they_are_until_the_end_and_the_end_is_withheld():
@@ -103,9 +84,60 @@ def test_the_live_cost_goes_into_the_first_object_of_each_block_and_nowhere_else
     assert relay.feed(b'data: {"c":1}\r\n\r\n') == b'data: {"credits":{"cost_micro":3},"c":1}\r\n\r\n'
 
 
-def collect(body, step):
+def frames_of(*words):
+    return b"".join(b"data: %b\n\n" % str(word).encode() for word in words)
+
+
+@pytest.mark.parametrize(
+    ("covered", "given"),
+    [(-1, ()), (0, (0,)), (4, (0,)), (5, (0, 5, 0)), (7, (0, 5, 0)), (8, (0, 5, 0, 3)), (99, (0, 5, 0, 3))],
+)
+def test_frames_are_given_up_to_the_first_that_is_not_covered_or_says_that_all_is_over(covered, given):
+    relay = Passthrough(Tap(), 65536)
+    relay.feed(frames_of(1))
+    fed = relay.feed(frames_of(0, 5, 0, 3, "over", 0))
+    assert relay.cut(fed, covered, "wallet") == frames_of(*given)
+    relay.finish()
+    assert relay.end(None) == b"1|" + frames_of(*given) + b"|wallet"
+
+
+def test_a_cut_without_anything_new_stands_behind_what_was_given_last():
+    relay = Passthrough(Tap(), 65536)
+    relay.feed(frames_of(1))
+    relay.feed(frames_of(2, "end", 3))
+    assert relay.feed(frames_of(4)) == b""
+    assert relay.feed(b"data: tor") == b""
+    assert relay.cut(b"", 99, "key_cap") == b""
+    relay.finish()
+    assert relay.end(None) == b"1|" + frames_of(2) + b"|key_cap"
+
+
+def test_a_cut_stream_takes_nothing_any_more():
+    relay = Passthrough(Tap(), 65536)
+    fed = relay.feed(frames_of(1))
+    with pytest.raises(RuntimeError, match="fed last"):
+        relay.cut(fed + fed, 99, "wallet")
+    relay.cut(fed, 99, "wallet")
+    assert relay.ended
+    with pytest.raises(RuntimeError, match="cut off"):
+        relay.feed(frames_of(1))
+    with pytest.raises(RuntimeError, match="cut off"):
+        relay.cut(b"", 99, "wallet")
+
+
+def test_a_body_cannot_be_cut():
+    with pytest.raises(RuntimeError, match="one piece"):
+        Whole(bool, Meter()).cut(b"", 1, "wallet")
+
+
+def collect(body, step, *, full=True):
     seen, meter = [], Meter()
-    whole = Whole(seen.append, meter)
+
+    def read(whole_body):
+        seen.append(whole_body)
+        return full
+
+    whole = Whole(read, meter)
     relayed = [whole.feed(body[at : at + step]) for at in range(0, len(body), step)]
     whole.finish()
     return b"".join(relayed), whole.end(None), seen, meter
@@ -125,6 +157,11 @@ def test_of_a_larger_body_the_last_part_is_withheld():
     assert len(end) == BODY_TAIL
     assert seen == [body]
     assert meter.content_bytes == len(body)
+
+
+def test_of_a_body_without_content_what_was_counted_in_advance_is_taken_back():
+    _, _, _, meter = collect(b"x" * 1000, 300, full=False)
+    assert (meter.content_frames, meter.content_bytes) == (0, 0)
 
 
 def test_a_body_has_a_bound():
@@ -169,3 +206,22 @@ def test_the_cost_is_exact_and_the_operators_own_is_taken_out():
         "cost_micro": 2,
     }
     assert passthrough.with_cost(usage, None) is usage
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], {}])
+def test_in_some_values_nothing_is_said(value):
+    assert passthrough.is_nothing(value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, True, " ", [None], {"a": ""}])
+def test_in_all_others_something_may_be_said(value):
+    assert not passthrough.is_nothing(value)
+
+
+def test_a_cut_says_what_was_used_up_and_what_it_cost():
+    assert passthrough.said_of("key_cap", receipt(1)) == {
+        "x-credits-limit": "key_cap",
+        "x-credits-cost-micro": 1,
+    }
+    for unknown in (None, Receipt("r", None, 0, 0)):
+        assert passthrough.said_of("wallet", unknown) == {"x-credits-limit": "wallet"}

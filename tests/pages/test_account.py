@@ -4,8 +4,10 @@ from decimal import Decimal
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from accounting.records import Ending, Spender
+from pricing.money import PICO
 from tests.fakes import World
 from tests.pages.conftest import Page
 from tests.test_request_path import DONE, FINISH, ROLE, body, delta, usage
@@ -35,7 +37,7 @@ async def test_every_carrier_of_a_key_works_here_too(page, carrier):
 
 @pytest.mark.parametrize("path", ["/v1/credits", "/v1/credits/balance"])
 async def test_balances_are_exact_decimals_and_integers_that_promise_no_more_than_there_is(page, world, path):
-    with world.books.hold("held", Spender("w", "k"), 1_500_001, Client()):
+    with world.books.hold("held", world.books.claim(Spender("w", "k")), 1_500_001, Client()):
         found = (await page.get(path, world.secret)).json
     assert found == {
         "object": "balance",
@@ -202,3 +204,21 @@ async def test_a_client_that_hangs_up_has_used_its_tokens_per_minute(page, world
     assert used > 20
     # some seconds of the minute have passed at most; unused, all of it would be back
     assert (await page.get("/v1/key", world.secret)).json["remaining"]["tokens"] <= 10_000 - used + 10
+
+
+async def test_a_key_says_what_it_may_still_spend_and_until_when(page):
+    world = page.world
+    world.books.put_down(replace(world.ledger.key("k"), cap=5 * PICO, cap_window="day", clamp=True))
+    key = (await page.get("/v1/key", world.secret)).json
+    assert key["cap"] | {"resets_at": None} == {
+        "amount": "5.00",
+        "window": "day",
+        "spent": "0.00",
+        "held": "0.00",
+        "remaining": "5.00",
+        "resets_at": None,
+    }
+    assert key["cap"]["resets_at"].endswith("T00:00:00+00:00")
+    assert key["clamp"] is True
+    world.books.put_down(replace(world.ledger.key("k"), cap=None))
+    assert (await page.get("/v1/key", world.secret)).json["cap"] is None

@@ -1,13 +1,15 @@
 """No usage inside a request's bounds costs more than what was held for it; what is written is charged."""
 
+import msgspec
 import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pricing.money import PPM, marked_up
-from pricing.price import FALLBACK, RATE_NAMES, Bounds, Price, Rates, Tier, rate
-from pricing.usage import Usage
+from pricing.price import FALLBACK, RATE_NAMES, Bounds, Price, Rates, Tier, affordable_output, rate
+from pricing.usage import BUCKETS, COUNT_MAX, Usage
 
 # --- What a price may look like: any rates, written or not, cheap tiers above dear ones, any markup. ---
 
@@ -48,7 +50,7 @@ def answers(draw):
         Usage(**{name: draw(_count) for name in READ + WRITTEN}, reasoning=draw(_count))
         for _ in range(draw(st.integers(1, 3)))
     ]
-    legs[-1] = evolve(legs[-1], requests=draw(st.integers(0, 1)), web_searches=draw(st.integers(0, 5)))
+    legs[-1] = replace(legs[-1], requests=draw(st.integers(0, 1)), web_searches=draw(st.integers(0, 5)))
     return tuple(legs)
 
 
@@ -114,6 +116,118 @@ def test_a_ceiling_is_no_higher_than_some_usage_can_reach(price, most_input, mos
         for name in {*allowed[writes], *allowed[price.cache_writes]}
     )
     assert one_tier.ceiling(bounds) == dearest
+
+
+# --- What is worked out beforehand is what it would come to step by step. ---
+
+
+def step_by_step(price, legs):
+    """Bucket times rate, one after the other, the tier looked up for each leg."""
+    cost = 0
+    for leg in legs:
+        rates = next(
+            tier.rates for tier in reversed(price.tiers) if leg.context > tier.above or not tier.above
+        )
+        for name, count in leg.counts().items():
+            if name != "reasoning":
+                cost += count * rate(rates, name)
+    return cost
+
+
+_usages = st.builds(Usage, **dict.fromkeys(BUCKETS, _count))
+
+
+@settings(max_examples=300)
+@given(prices(), st.lists(_usages, max_size=3).map(tuple))
+def test_a_bill_is_the_same_step_by_step(price, legs):
+    assert price.list_cost(legs) == step_by_step(price, legs)
+    assert price.cost(legs) == marked_up(step_by_step(price, legs), price.markup_ppm)
+
+
+@settings(max_examples=200)
+@given(prices(), st.lists(_usages, max_size=3).map(tuple))
+def test_unpriced_is_what_is_used_and_no_rate_nor_its_stand_in_is_written_for(price, legs):
+    expected = set()
+    for leg in legs:
+        rates = price.tier_at(leg.context).rates
+        for name in leg.counts().keys() - {"reasoning", "requests"}:
+            chain = [name]
+            while chain[-1] in FALLBACK:
+                chain.append(FALLBACK[chain[-1]])
+            if all(getattr(rates, at) is None for at in chain):
+                expected.add(name)
+    assert price.unpriced(legs) == expected
+
+
+_bounds = st.builds(
+    Bounds,
+    input=st.integers(0, 4_000),
+    output=st.integers(0, 4_000),
+    cache_writes=st.sampled_from(["none", "5m", "1h"]),
+    audio=st.booleans(),
+    image=st.booleans(),
+    audio_output=st.booleans(),
+    image_output=st.booleans(),
+    web_searches=st.integers(0, 5),
+)
+
+
+@settings(max_examples=200)
+@given(prices(), _bounds, st.integers(0, 10**6))
+def test_a_ceiling_is_a_line_over_the_output(price, bounds, output):
+    fixed, each = price.ceiling_line(bounds)
+    expected = marked_up(fixed + output * each, price.markup_ppm)
+    assert price.ceiling(evolve(bounds, output=output)) == expected
+
+
+@settings(max_examples=400)
+@given(prices(), _bounds, st.integers(0, 10**13), st.integers(-2, 2), st.integers(0, 10_000))
+def test_affordable_output_is_the_most_that_fits_to_the_token(price, bounds, amount, off, output):
+    """For any amount, and for those just above and below what some output costs."""
+    for amount_ in (amount, max(price.ceiling(evolve(bounds, output=output)) + off, 0)):
+        tokens = affordable_output(price, bounds, amount_)
+        fits = price.ceiling(evolve(bounds, output=tokens)) <= amount_
+        one_more = price.ceiling(evolve(bounds, output=tokens + 1)) <= amount_
+        if price.ceiling(evolve(bounds, output=0)) > amount_:
+            assert tokens == 0
+        elif tokens < COUNT_MAX:
+            assert fits
+            assert not one_more
+        else:
+            assert fits
+
+
+def test_affordable_output_of_what_costs_nothing_is_without_end():
+    free = Price("v/m", "p_0", (Tier(0, Rates(input=3, output=0)),))
+    assert affordable_output(free, Bounds(input=2, output=0), 6) == COUNT_MAX
+    assert affordable_output(free, Bounds(input=2, output=0), 5) == 0
+    assert affordable_output(_price(Tier(0, SONNET), markup_ppm=0), Bounds(input=2, output=0), 0) == COUNT_MAX
+
+
+def test_affordable_output_by_hand():
+    price = _price(Tier(0, Rates(input=3, output=15)), markup_ppm=1_200_000)
+    bounds = Bounds(input=100, output=7)  # whatever output they have
+    input_costs = 360
+    assert [affordable_output(price, bounds, input_costs + more) for more in (-1, 0, 17, 18, 35, 36)] == [
+        0, 0, 0, 1, 1, 2
+    ]  # fmt: skip
+
+
+def test_a_tier_is_written_down_as_it_was_stated():
+    """The version of a catalogue is a hash of that: nothing that is worked out may stand in it."""
+    tier = Tier(0, Rates(input=1))
+    assert set(msgspec.json.decode(msgspec.json.encode(tier))) == {"above", "rates"}
+
+
+def test_tiers_are_equal_by_what_is_written():
+    assert Tier(0, Rates(input=1)) == Tier(0, Rates(input=1))
+    assert Tier(0, Rates(input=1)) != Tier(0, Rates(input=1, cache_read=1))  # though both cost the same
+
+
+@pytest.mark.parametrize(("context", "above"), [(0, 0), (1, 0), (10, 0), (11, 10), (20, 10), (21, 20)])
+def test_the_tier_of_a_context_is_the_last_that_it_exceeds(context, above):
+    price = _price(Tier(0, SONNET), Tier(10, LONG), Tier(20, SONNET))
+    assert price.tier_at(context).above == above
 
 
 # --- The arithmetic itself, by hand ---

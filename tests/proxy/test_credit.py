@@ -7,8 +7,10 @@ import pytest
 from attrs import define, evolve, field
 
 from accounting.hold import Books
+from accounting.claims import Claim
 from accounting.ledger import Ledger
 from accounting.records import Grant, GrantKind, Key, Spender, Wallet
+from accounting.spending import Budget
 from pricing.catalog import Catalog, Listing, Model, Vendor
 from pricing.price import Rates, Tier
 from proxy import credit
@@ -16,6 +18,7 @@ from proxy.config import Config, Pricing, Provider
 from proxy.errors import Kind, Rejected
 from proxy.routing import Router
 from proxy.types import Ask, Caller, Measures, Path
+from proxy.waiting import Waiting
 
 MODEL = Model(
     id="openai/m",
@@ -36,7 +39,8 @@ MODEL = Model(
     prices=(Listing((Tier(0, Rates(input=1_000_000, output=2_000_000)),)),),
 )
 VENDOR = Vendor("openai", "openai_chat", "openai", "https://o.example", "yes", "")
-CALLER = Caller(Spender("w", "k"))
+SPENDER = Spender("w", "k")
+CALLER = Caller(SPENDER)
 CHAT = Path("openai_chat")
 MICRO = 10**6
 
@@ -67,14 +71,28 @@ def house(micro=100, url="https://pay.example"):
         books=Books(ledger, FakeWriter(), lambda: 0, lambda: 0.0, lambda prefix: prefix),
         router=Router(Catalog.of((VENDOR,), (MODEL,)), config, lambda: date(2026, 11, 21)),
         config=config,
+        waiting=Waiting(0, 1),
     )
 
 
 def hold(gateway, text=10, output=10, request="r", choices=1):
     measures = Measures(text_bytes=text, output=output, choices=choices)
     ask = Ask("openai_chat", "m", stream=False, measures=measures, fields={})
-    offers = gateway.router.offers(ask, CALLER, gateway.books.available("w"))
-    return credit.hold(gateway, request, CALLER, offers, SimpleNamespace(client_gone=False))
+    claim = gateway.books.claim(SPENDER)
+    offers = gateway.router.offers(ask, CALLER, gateway.books.available_to(claim))
+    return at_once(credit.hold(gateway, request, claim, offers, SimpleNamespace(client_gone=False)))
+
+
+def at_once(coroutine):
+    """What a coroutine gives that never waits."""
+    with pytest.raises(StopIteration) as over:
+        coroutine.send(None)
+    return over.value.value
+
+
+def claim(gateway, caller=CALLER, path=CHAT, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return credit.claim(gateway, caller, path, SimpleNamespace(headers=named))
 
 
 def refusal(gateway, **more):
@@ -87,8 +105,8 @@ def test_the_most_that_a_request_can_cost_is_set_aside():
     gateway = house(100)
     with hold(gateway, text=10, output=20) as held:
         assert held.held == 50 * MICRO
-        assert gateway.books.available("w") == 50 * MICRO
-    assert gateway.books.available("w") == 100 * MICRO
+        assert gateway.books.ledger.available("w") == 50 * MICRO
+    assert gateway.books.ledger.available("w") == 100 * MICRO
 
 
 def test_a_402_says_what_is_missing_and_what_would_fit():
@@ -113,7 +131,7 @@ def test_what_is_said_to_be_affordable_passes():
 
 def test_a_shortfall_is_rounded_up():
     gateway = house(100)
-    gateway.books.ledger.take("other", "w", 1)
+    gateway.books.ledger.take("other", Claim(SPENDER), 1)
     assert refusal(gateway, text=0, output=50).metadata["shortfall_micro"] == 1
 
 
@@ -139,20 +157,20 @@ def test_without_a_page_to_top_up_none_is_named():
 
 def test_an_empty_wallet_is_refused_before_the_body_is_read():
     with pytest.raises(Rejected) as error:
-        credit.check(house(0).books, CALLER, CHAT)
+        claim(house(0))
     assert (error.value.status, error.value.metadata) == (402, {"limit": "wallet"})
-    credit.check(house(1).books, CALLER, CHAT)
+    claim(house(1))
 
 
 def test_a_wallet_that_is_all_held_says_so():
     gateway = house(100)
     with hold(gateway, text=0, output=50), pytest.raises(Rejected) as error:
-        credit.check(gateway.books, CALLER, CHAT)
+        claim(gateway)
     assert error.value.metadata == {"limit": "in_flight"}
 
 
 def test_counting_tokens_needs_no_credit():
-    credit.check(house(0).books, CALLER, Path("anthropic", action="count"))
+    claim(house(0), path=Path("anthropic", action="count"))
 
 
 def test_a_frozen_wallet_and_one_that_is_not_there_are_403():
@@ -160,7 +178,7 @@ def test_a_frozen_wallet_and_one_that_is_not_there_are_403():
     gateway.books.ledger.replay(Wallet("w", "w", "USD", 0, frozen=True))
     assert refusal(gateway).status == 403
     with pytest.raises(Rejected) as error:
-        credit.check(gateway.books, evolve(CALLER, spender=Spender("nobody", "k")), CHAT)
+        claim(gateway, evolve(CALLER, spender=Spender("nobody", "k")))
     assert error.value.status == 403
 
 
@@ -168,3 +186,78 @@ def test_a_key_that_was_revoked_on_the_way_is_a_401():
     gateway = house()
     gateway.books.ledger.replay(Key("k", "w", "00" * 32, "fb…", 0, revoked=True))
     assert refusal(gateway).status == 401
+
+
+# -- caps, budgets, and what one request may cost --------------------------------------------------
+
+
+def test_headers_say_what_a_request_and_its_task_may_cost():
+    claimed = claim(house(), x_credits_max_cost="0.00005", x_credits_budget_id="task-7; max=2.00")
+    assert (claimed.max_cost, claimed.budget) == (50 * MICRO, Budget("task-7", 2 * 10**12))
+    assert claim(house(), x_credits_budget_id=" a/b:c ").budget == Budget("a/b:c", None)
+    assert (claim(house()).max_cost, claim(house()).budget) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x_credits_max_cost": ""},
+        {"x_credits_max_cost": "-1"},
+        {"x_credits_max_cost": "1e3"},
+        {"x_credits_max_cost": "1" * 60},
+        {"x_credits_budget_id": ""},
+        {"x_credits_budget_id": "; max=2"},
+        {"x_credits_budget_id": "a; max=x"},
+        {"x_credits_budget_id": "a; max=-2"},
+        {"x_credits_budget_id": "a b"},
+        {"x_credits_budget_id": "a; min=2"},
+        {"x_credits_budget_id": "a" * 129},
+        {"x_credits_budget_id": "a; max=1; max=9"},
+        {"x_credits_budget_id": "ä"},
+    ],
+)
+def test_a_header_that_cannot_be_read_is_a_400_that_names_it(headers):
+    with pytest.raises(Rejected) as error:
+        claim(house(), **headers)
+    assert (error.value.status, error.value.param) == (400, next(iter(headers)).replace("_", "-"))
+
+
+def test_each_limit_that_stands_in_the_way_is_named():
+    gateway = house(1000)
+    for headers, limit in (
+        ({"x_credits_max_cost": "0.00005"}, "max_cost"),
+        ({"x_credits_budget_id": "t; max=0.00005"}, "budget"),
+    ):
+        offers = gateway.router.offers(ASKED, CALLER, 10**12)
+        with pytest.raises(Rejected) as error:
+            at_once(credit.hold(gateway, "r", claim(gateway, **headers), offers, GONE))
+        assert error.value.metadata["limit"] == limit
+        assert error.value.metadata["affordable_max_tokens"] == 20
+        assert error.value.metadata["shortfall_micro"] == 60
+
+
+def test_a_budget_without_a_maximum_that_nobody_knows_is_a_400():
+    gateway = house(1000)
+    offers = gateway.router.offers(ASKED, CALLER, 10**12)
+    with pytest.raises(Rejected) as error:
+        at_once(credit.hold(gateway, "r", claim(gateway, x_credits_budget_id="t"), offers, GONE))
+    assert (error.value.status, error.value.param) == (400, "x-credits-budget-id")
+
+
+def test_a_key_that_has_spent_its_cap_is_refused_before_the_body_is_read():
+    gateway = house(1000)
+    gateway.books.ledger.replay(Key("k", "w", "00" * 32, "fb…", 0, cap=0))
+    with pytest.raises(Rejected) as error:
+        claim(gateway)
+    assert (error.value.status, error.value.metadata) == (402, {"limit": "key_cap"})
+
+
+def test_what_waits_for_credit_is_not_refused_early():
+    gateway = house(100)
+    gateway.waiting = Waiting(5.0, 10)
+    with hold(gateway, text=0, output=50):
+        assert claim(gateway).spender == SPENDER
+
+
+ASKED = Ask("openai_chat", "m", stream=False, measures=Measures(text_bytes=10, output=50), fields={})
+GONE = SimpleNamespace(client_gone=False)

@@ -246,14 +246,14 @@ def test_markups_a_keys_own_then_the_providers_then_a_patterns_then_the_general(
 def test_counting_tokens_is_free_and_may_always_be_hung_up_on():
     free = evolve(ask("claude", "anthropic"), free=True, stream=False)
     (offer,) = router().offers(free, CALLER, 0)
-    assert router().ceiling((offer,)) == 0
+    assert router().first_hold((offer,)) == 0
     assert offer.abortable
 
 
 def test_the_hold_is_the_dearest_offers():
     several = offers("gpt", output=100)
-    assert router().ceiling(several) == several[-1].price.ceiling(several[-1].bounds)
-    assert router().ceiling(several) > several[0].price.ceiling(several[0].bounds)
+    assert router().first_hold(several) == several[-1].price.ceiling(several[-1].bounds)
+    assert router().first_hold(several) > several[0].price.ceiling(several[0].bounds)
 
 
 @define
@@ -276,7 +276,7 @@ def test_a_price_changes_with_its_day_and_not_before():
     eve, day = (on(Calendar(one)) for one in (CHANGE - timedelta(days=1), CHANGE))
     assert {offer.price.tiers[0].rates.input for offer in offers("rising", to=eve)} == {3}
     assert {offer.price.tiers[0].rates.input for offer in offers("rising", to=day)} == {30}
-    assert day.ceiling(offers("rising", to=day, output=9)) == 10 * eve.ceiling(
+    assert day.first_hold(offers("rising", to=day, output=9)) == 10 * eve.first_hold(
         offers("rising", to=eve, output=9)
     )
     listed = {served.model.id: served.price for served in eve.models()}
@@ -287,9 +287,9 @@ def test_a_price_changes_with_its_day_and_not_before():
 def test_a_day_that_begins_later_does_not_change_what_was_offered():
     calendar = Calendar(CHANGE - timedelta(days=1))
     several = offers("rising", to=on(calendar), output=10)
-    held = on(calendar).ceiling(several)
+    held = on(calendar).first_hold(several)
     calendar.day = CHANGE
-    assert on(calendar).ceiling(several) == held
+    assert on(calendar).first_hold(several) == held
     assert {offer.price.tiers[0].rates.input for offer in several} == {3}
 
 
@@ -386,7 +386,7 @@ def test_no_usage_within_what_was_sent_costs_more_than_the_hold(
     several = offers(
         "gpt", to=to, caller=caller, available=available, text_bytes=text, output=output, choices=choices
     )
-    held = to.ceiling(several)
+    held = to.first_hold(several)
     for offer in several:
         per_choice = offer.output_limit if offer.output_limit is not None else min(output or 8_000, 8_000)
         if output == 0:
@@ -402,14 +402,14 @@ def test_no_usage_within_what_was_sent_costs_more_than_the_hold(
 def test_what_is_called_affordable_is_and_two_tokens_more_are_not(available, markup, choices):
     to, caller = router(), evolve(CALLER, markup_ppm=markup)
     tokens = to.affordable_output(offers("gpt", to=to, caller=caller, choices=choices), available)
-    without = to.ceiling(offers("gpt", to=to, caller=caller, choices=choices, output=0))
+    without = to.first_hold(offers("gpt", to=to, caller=caller, choices=choices, output=0))
     if without > available:
         assert tokens == 0
         return
-    assert to.ceiling(offers("gpt", to=to, caller=caller, choices=choices, output=tokens)) <= available
+    assert to.first_hold(offers("gpt", to=to, caller=caller, choices=choices, output=tokens)) <= available
     if tokens < 8_000:
         more = offers("gpt", to=to, caller=caller, choices=choices, output=tokens + 2)
-        assert to.ceiling(more) > available
+        assert to.first_hold(more) > available
 
 
 # -- what a hang-up does ---------------------------------------------------------------------------

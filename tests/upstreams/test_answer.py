@@ -7,6 +7,7 @@ import pytest
 import trio
 from attrs import define, evolve, field, frozen
 
+from accounting.claims import Claim
 from accounting.hold import Books, Overloaded
 from accounting.ledger import Ledger
 from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
@@ -18,6 +19,7 @@ from proxy.pool import Pool, Rest
 from proxy.types import Ask, Measures, ProviderError, Secret
 from proxy.upstreams.answer import ERROR_SECONDS, Upstreams
 from proxy.upstreams.client import ConnectionWasStale
+from tests.accounting.ledger_fakes import no_cut
 from tests.offers import model, offer
 
 OFFER = offer(
@@ -234,7 +236,7 @@ class World:
         self.books = Books(ledger, self.writer, lambda: 0, trio.current_time, lambda prefix: prefix)
 
     def answer(self, ask=STREAM, offers=(OFFER,)):
-        self.hold = self.books.hold("r", Spender("w", "k"), 1000, self.reply)
+        self.hold = self.books.hold("r", Claim(Spender("w", "k")), 1000, self.reply)
         return self.upstreams.answer(ask, tuple(offers), self.hold, self.reply)
 
     async def run(self, ask=STREAM, offers=(OFFER,), each=lambda _chunk: None):
@@ -245,7 +247,7 @@ class World:
             with self.hold:
                 async with context as answer:
                     async for chunk in answer:
-                        relayed += self.hold.cover(chunk)
+                        relayed += self.hold.cover(chunk, no_cut)
                         self.hold.meter.saw(chunk.count(b"content"), len(chunk))
                         each(chunk)
                         await trio.lowlevel.checkpoint()

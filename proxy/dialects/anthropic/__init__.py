@@ -45,7 +45,7 @@ class Anthropic:
         if not ask.stream:
             return Whole(partial(stream.read_body, meter=meter), meter)
         live = cost_so_far if ask.live_cost else None
-        return Passthrough(stream.Tap(meter), self.limits.frame_bytes_max, live)
+        return Passthrough(stream.Tap(meter, ask.model), self.limits.frame_bytes_max, live)
 
     def error(self, failure: Failure, request_id: str) -> Wording:
         """Word a failure as an answer."""

@@ -192,6 +192,8 @@ def read_request(
             fields[name] = read.encode(value)
     _check_modes(fields)
     tally = Tally(limits)
+    if (stops := fields.get("stop_sequences")) is not None:
+        tally.stop_bytes = read.size(stops)
     fields["messages"] = tally.messages_of(fields)
     if not read.is_null(fields.get("system")):
         fields["system"] = tally.content(fields["system"], "system")
@@ -205,7 +207,7 @@ def read_request(
         dialect="anthropic",
         model=model,
         stream=stream and not free,
-        measures=tally.measures(output, _reasoning(fields)),
+        measures=tally.measures(output, *_reasoning(fields)),
         fields=fields,
         free=free,
         live_cost=headers.get("x-credits-live", "").strip().lower() in ("1", "true"),
@@ -214,11 +216,20 @@ def read_request(
 
 
 def write_request(ask: Ask, offer: Offer) -> bytes:
-    """Write the body that goes upstream: the ask's fields, the model's name there and the bound in force."""
+    """Write the body that goes upstream: the ask's fields, the model's name there and the bounds in force.
+
+    A bound on thinking goes only where the caller's own stands, and stays below the one on output, as it must.
+    """
     fields: dict[str, object] = dict(ask.fields)
     fields["model"] = offer.wire_name
-    if offer.output_limit is not None and not ask.free:
+    if ask.free:
+        return msgspec.json.encode(fields)
+    if offer.output_limit is not None:
         fields["max_tokens"] = offer.output_limit
+    if offer.thinking_limit is not None and ask.measures.thinking is not None:
+        output = ask.measures.output if offer.output_limit is None else offer.output_limit
+        budget = offer.thinking_limit if output is None else min(offer.thinking_limit, output - 1)
+        fields["thinking"] = {**(read.obj(dict(ask.fields), "thinking") or {}), "budget_tokens": budget}
     return msgspec.json.encode(fields)
 
 
@@ -258,11 +269,14 @@ def _edits(fields: Object) -> list[Object]:
     return read.objects(management, "edits", "context_management.") or []
 
 
-def _reasoning(fields: Object) -> bool | None:
+def _reasoning(fields: Object) -> tuple[bool | None, int | None]:
+    """Whether thinking is switched on, off, or left; and the caller's own bound on it, where there is one."""
     thinking = read.obj(fields, "thinking")
     if thinking is None:
-        return None
-    return read.required(read.string(thinking, "type", "thinking."), "thinking.type") != "disabled"
+        return None, None
+    kind = read.required(read.string(thinking, "type", "thinking."), "thinking.type")
+    budget = read.integer(thinking, "budget_tokens", "thinking.")
+    return kind != "disabled", budget if kind == "enabled" else None
 
 
 @define(eq=False)
@@ -279,9 +293,10 @@ class Tally:
     tools: int = 0
     images: int = 0
     unbounded: bool = False
+    stop_bytes: int = 0
     cache_writes: CacheWrites = "none"
 
-    def measures(self, output: int | None, reasoning: bool | None) -> Measures:
+    def measures(self, output: int | None, reasoning: bool | None, thinking: int | None) -> Measures:
         """What was added up, as the bounds are made from it."""
         return Measures(
             text_bytes=self.text_bytes,
@@ -290,8 +305,10 @@ class Tally:
             images=self.images,
             unbounded=self.unbounded,
             output=output,
+            stop_bytes=self.stop_bytes,
             cache_writes=self.cache_writes,
             reasoning=reasoning,
+            thinking=thinking,
         )
 
     def mark(self, fields: Object, at: str) -> None:

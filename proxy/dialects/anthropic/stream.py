@@ -4,8 +4,13 @@ A stream is `message_start`, content blocks, `message_delta` (one or more; the o
 the final usage) and `message_stop`; `ping` and `error` may come at any time. Nearly all frames are content
 deltas and are never decoded: two searches over a block tell that it holds nothing else. What they find is a
 hint only (a text may speak of a `"message_delta"`): what counts is the type of the event, once it is decoded.
+
+Content is counted so that no token can go by uncounted: whole frames, less the opening of a delta up to its
+text, where that literally is the same in frame after frame, and the brackets that must close it.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -13,9 +18,10 @@ from attrs import define, field
 
 from accounting.records import Receipt
 from proxy.dialects.anthropic import errors
+from proxy.dialects.anthropic.length import NO_BLOCK, length
 from proxy.dialects.anthropic.usage import RunningUsage
-from proxy.dialects.passthrough import costed, truncated
-from proxy.dialects.sse import Framer, data_of, frames
+from proxy.dialects.passthrough import Cut, costed, truncated
+from proxy.dialects.sse import Framer, data_of, frame_at, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
 
@@ -23,21 +29,33 @@ _MESSAGE: Final = b'"message_'
 _ERROR: Final = b'"error"'
 _DELTA: Final = b'"content_block_delta"'
 _START: Final = b'"content_block_start"'
+_STOP: Final = b'"content_block_stop"'
 
-_ENVELOPE: Final = len(
-    b"event:content_block_delta\n"
-    b'data:{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":""}}\n\n'
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_HEAD: Final = re.compile(
+    rb"(?:event: ?content_block_delta\r?\n)?"
+    rb'data: ?\{(?:"type": ?"content_block_delta", ?|"index": ?\d+, ?){0,2}'
+    rb'"delta": ?\{(?:"type": ?"\w+", ?)?"\w+": ?"'
 )
-"""The least that surrounds the content of a delta; the rest of its bytes bound its tokens."""
+"""A delta up to its text: nothing of it can be content, whose quotes are all escaped."""
+
+_CLOSING: Final = len(b'"}}\n\n')
+"""The least that follows the text of a delta."""
+
+_SILENT: Final = frozenset({"ping", "content_block_stop", "message_delta", "message_stop"})
+"""Events that carry nothing. (Those that end a message are withheld, and never come to be weighed.)"""
 
 
 class _Event(msgspec.Struct):
     """The part of an event (or of a whole answer) that decides anything; the rest is skipped over."""
 
     type: Any = None
+    index: Any = None
     message: Any = None
     delta: Any = None
     usage: Any = None
+    content: msgspec.Raw = msgspec.Raw(b"")
 
 
 _events: Final = msgspec.json.Decoder(_Event)
@@ -45,13 +63,21 @@ _events: Final = msgspec.json.Decoder(_Event)
 
 @define(eq=False)
 class Tap:
-    """What is known about a stream so far; a `passthrough.Tap`."""
+    """What is known about a stream so far; a `passthrough.Tap`.
+
+    Attributes:
+        standing: `None` before `message_start`; then the last block of frames with any content block in it, from
+            which can be told whether one is open.
+    """
 
     _meter: MeterLike
+    _model: str
     ended: bool = field(default=False, init=False)
+    standing: bytes | None = field(default=None, init=False)
     _usage: RunningUsage = field(factory=RunningUsage, init=False)
     _final: bool = field(default=False, init=False)
     _broken: StreamBroken | None = field(default=None, init=False)
+    _head: bytes = field(default=b"", init=False)
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
         """Look at whole frames: meter them, and say from where on they are the end.
@@ -60,11 +86,13 @@ class Tap:
             StreamBroken: the block begins with an error event.
         """
         if _MESSAGE not in block and _ERROR not in block:
-            self._count(block, len(block))
+            self._count(block)
             return block, b""
-        position = other = 0
+        position = 0
         end: int | None = None
+        content: list[bytes] = []
         for frame in frames(block):
+            is_content, is_end = True, False
             if _MESSAGE in frame or _ERROR in frame:
                 try:
                     is_content, is_end = self._event(data_of(frame))
@@ -74,11 +102,12 @@ class Tap:
                     self._broken, self.ended = broken, True
                     block = block[:position]
                     break
-                other += 0 if is_content else len(frame)
-                if is_end and end is None:
-                    end = position
+            if is_content:
+                content.append(frame)
+            if is_end and end is None:
+                end = position
             position += len(frame)
-        self._count(block, len(block) - other)
+        self._count(b"".join(content))
         return (block, b"") if end is None else (block[:end], block[end:])
 
     def finish(self, rest: bytes) -> bytes:
@@ -103,22 +132,73 @@ class Tap:
         """The withheld end, with the cost in its last report of usage."""
         return costed(withheld, "usage", receipt)
 
-    def _count(self, block: bytes, size: int) -> None:
+    def weigh(self, frame: bytes) -> int:
+        """Say how much content a frame carries: as `_count` counts it."""
+        data = data_of(frame)
+        if not data:
+            return 0
+        try:
+            event = _events.decode(data)
+        except _UNDECODABLE:
+            return len(frame) + 1
+        if event.type == "message_start":
+            return len(frame) + 1 if _part(event.message, "content") else 0
+        return 0 if event.type in _SILENT else 1 + self._size(frame, frame.count(_DELTA))
+
+    def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
+        """The end of an answer that was cut: its open block closed, and `max_tokens`."""
+        begun = cut.standing is not None or any(
+            event.type == "message_start" for event in _known_events(cut.shown)
+        )
+        block = _open_block(cut.shown, cut.standing or b"")
+        return length(begun=begun, block=block, model=self._model, limit=cut.limit, receipt=receipt)
+
+    def _count(self, block: bytes) -> None:
         """Show the meter what content goes by. Pings and frames that only open and close are none."""
         deltas = block.count(_DELTA)
         content = deltas + block.count(_START)
-        if content:
-            self._meter.saw(content, max(size - deltas * _ENVELOPE, 0))
+        if not content:
+            self._count_others(block)
+            return
+        self.standing = block
+        self._meter.saw(content, self._size(block, deltas))
+
+    def _size(self, block: bytes, deltas: int) -> int:
+        """An upper bound of the bytes of content in whole frames.
+
+        Args:
+            block: the frames.
+            deltas: how many of them seem to be deltas; with another head than is known, a new one is learned.
+        """
+        known = block.count(self._head) if self._head else 0
+        if known < deltas:
+            start, end = frame_at(block, block.rfind(_DELTA))
+            head = _HEAD.match(block, start, end)
+            if head is not None and head.group() != self._head:
+                self._head = head.group()
+                known = block.count(self._head)
+        return len(block) - known * (len(self._head) + _CLOSING)
+
+    def _count_others(self, block: bytes) -> None:
+        """Count the frames of a block without deltas: those of a kind that we have never heard of."""
+        for frame in frames(block):
+            if _STOP in frame:
+                self.standing = block
+            weight = self.weigh(frame)
+            if weight:
+                self._meter.saw(1, weight - 1)
 
     def _event(self, data: bytes) -> tuple[bool, bool]:
         """Take in one event that may matter; say if it is content, and if the end begins with it."""
         try:
             event = _events.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except _UNDECODABLE as error:
             raise _NotAnEvent from error
         match event.type:
             case "message_start":
+                self.standing = b"" if self.standing is None else self.standing
                 self._report(_part(event.message, "usage"))
+                return bool(_part(event.message, "content")), False
             case "message_delta":
                 stops = _part(event.delta, "stop_reason") is not None
                 # Without a count of what was written since the start it is no last word on the bill.
@@ -135,7 +215,6 @@ class Tap:
                 raise errors.broken(data)
             case _:
                 return True, False
-        return False, False
 
     def _report(self, usage: Any) -> None:
         self._usage.take(usage)
@@ -156,6 +235,25 @@ class _NotAnEvent(StreamBroken):
         super().__init__(Kind.UPSTREAM_ERROR, "The provider sent an event that is not JSON.")
 
 
+def _known_events(block: bytes) -> Iterator[_Event]:
+    """The events of whole frames, the last one first; what is none is left out."""
+    for frame in reversed(frames(block)):
+        try:
+            yield _events.decode(data_of(frame))
+        except _UNDECODABLE:
+            continue
+
+
+def _open_block(*blocks: bytes) -> int:
+    """Index of the content block that is open behind these frames, the newest first, or `NO_BLOCK`."""
+    for event in (event for block in blocks for event in _known_events(block)):
+        if event.type in ("content_block_start", "content_block_delta"):
+            return event.index if isinstance(event.index, int) else 0
+        if event.type == "content_block_stop":
+            break
+    return NO_BLOCK
+
+
 @define(eq=False)
 class Prelude:
     """Waits for the first content: until then another account could still answer."""
@@ -174,7 +272,7 @@ class Prelude:
                 continue
             try:
                 kind = _events.decode(data).type
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except _UNDECODABLE:
                 return True  # whatever it is, it is not a beginning that can be waited out
             if kind == "error":
                 raise errors.failed(data)
@@ -183,15 +281,15 @@ class Prelude:
         return False
 
 
-def read_body(body: bytes, meter: MeterLike) -> None:
-    """Look at an answer in one piece.
+def read_body(body: bytes, meter: MeterLike) -> bool:
+    """Look at an answer in one piece; says whether there is any content in it.
 
     Raises:
         StreamBroken: it is cut off, or an error in spite of its status.
     """
     try:
         event = _events.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNDECODABLE:
         raise truncated() from None
     if event.type == "error":
         raise errors.broken(body)
@@ -200,3 +298,4 @@ def read_body(body: bytes, meter: MeterLike) -> None:
     reported = usage.reported(final=True)
     if reported is not None:
         meter.report(reported)
+    return bytes(memoryview(event.content)[:8]).translate(None, b" \t\r\n") != b"[]"

@@ -14,10 +14,10 @@ may end with 32,749. So the newest word wins, field by field, and nothing is eve
 from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import define, evolve, field
+from msgspec.structs import replace
 
 from pricing.usage import Reported, Usage
-from proxy.dialects.counters import Counters, flag
+from proxy.dialects.counters import Counters, RunningTotal, flag
 
 _CACHE_CREATION: Final = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _OUTPUT_DETAILS: Final = frozenset({"thinking_tokens"})
@@ -52,16 +52,8 @@ _OWN_ITERATIONS: Final = frozenset({"message", "compaction"})
 """Iterations by the model that was asked for; every other kind has another model's price."""
 
 
-@define(eq=False)
-class RunningUsage:
-    """The newest word on each field of one answer's usage."""
-
-    _fields: dict[str, Any] = field(factory=dict)
-
-    def take(self, usage: object) -> None:
-        """Merge a report: what it states replaces, what it leaves out (or has as null) stays."""
-        if isinstance(usage, Mapping):
-            self._fields.update((name, value) for name, value in usage.items() if value is not None)
+class RunningUsage(RunningTotal):
+    """The newest word of an answer on what it used, field by field, and what it comes to."""
 
     def reported(self, *, final: bool) -> Reported | None:
         """What has been reported so far, or `None` if not even what was read.
@@ -69,8 +61,8 @@ class RunningUsage:
         Args:
             final: it is the provider's last word, if it says what was written as well.
         """
-        usage = Counters(self._fields)
-        iterations = self._fields.get("iterations")
+        usage = Counters(self.fields)
+        iterations = self.fields.get("iterations")
         has_steps = isinstance(iterations, list) and bool(iterations)
         if usage.count("input_tokens") is None and not has_steps:
             return None
@@ -84,8 +76,23 @@ class RunningUsage:
         legs = [_leg(usage, searches.count("web_search_requests") or 0)]
         if isinstance(iterations, list) and has_steps:
             legs = _iterations(iterations, legs[0], usage.flags)
-        legs[0] = evolve(legs[0], requests=1)
+        legs[0] = replace(legs[0], requests=1)
         return Reported(tuple(legs), final, frozenset(usage.flags))
+
+
+def write_usage(usage: Usage) -> dict[str, Any]:
+    """Say in Anthropic's words what was used, as a last `message_delta` does: the cache writes without their split."""
+    told: dict[str, Any] = {
+        "input_tokens": usage.input + usage.audio_input + usage.audio_cached + usage.image_input,
+        "cache_creation_input_tokens": usage.cache_write_5m + usage.cache_write_1h,
+        "cache_read_input_tokens": usage.cache_read,
+        "output_tokens": usage.output + usage.audio_output + usage.image_output,
+    }
+    if usage.reasoning:
+        told["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    if usage.web_searches:
+        told["server_tool_use"] = {"web_search_requests": usage.web_searches}
+    return told
 
 
 def _leg(usage: Counters, web_searches: int = 0) -> Usage:
@@ -141,5 +148,5 @@ def _iterations(iterations: list[Any], totals: Usage, flags: set[str]) -> list[U
     if (totals.input, totals.output) not in ((0, 0), (read, written)):
         flags.add("total_mismatch")
     if totals.web_searches:
-        legs[-1] = evolve(legs[-1], web_searches=totals.web_searches)
+        legs[-1] = replace(legs[-1], web_searches=totals.web_searches)
     return legs

@@ -178,15 +178,25 @@ def read_request(
 
 
 def write_request(ask: Ask, offer: Offer) -> bytes:
-    """Write the body that goes upstream: the ask's fields and the bound in force; the path has the model."""
+    """Write the body that goes upstream: the ask's fields and the bounds in force; the path has the model.
+
+    A bound on thinking goes only where the caller's own stands.
+    """
     fields: dict[str, object] = dict(ask.fields)
     if ask.free:
         inner = read.obj(dict(ask.fields), "generateContentRequest")
         if inner is not None:  # the one place where a body must name the model
             fields["generateContentRequest"] = {"model": f"models/{offer.wire_name}", **inner}
-    elif offer.output_limit is not None:
-        generation = read.obj(dict(ask.fields), "generationConfig") or {}
-        fields["generationConfig"] = {**generation, "maxOutputTokens": offer.output_limit}
+        return msgspec.json.encode(fields)
+    bounds: dict[str, object] = {}
+    generation = read.obj(dict(ask.fields), "generationConfig") or {}
+    if offer.output_limit is not None:
+        bounds["maxOutputTokens"] = offer.output_limit
+    if offer.thinking_limit is not None and ask.measures.thinking is not None:
+        thinking = read.obj(generation, "thinkingConfig") or {}
+        bounds["thinkingConfig"] = {**thinking, "thinkingBudget": offer.thinking_limit}
+    if bounds:
+        fields["generationConfig"] = {**generation, **bounds}
     return msgspec.json.encode(fields)
 
 
@@ -215,7 +225,9 @@ class Reader:
     unbounded: bool = False
     output: int | None = None
     choices: int = 1
+    stop_bytes: int = 0
     reasoning: bool | None = None
+    thinking: int | None = None
     audio_output: bool = False
     image_output: bool = False
 
@@ -230,7 +242,9 @@ class Reader:
             unbounded=self.unbounded,
             output=self.output,
             choices=self.choices,
+            stop_bytes=self.stop_bytes,
             reasoning=self.reasoning,
+            thinking=self.thinking,
             audio_output=self.audio_output,
             image_output=self.image_output,
         )
@@ -365,6 +379,8 @@ class Reader:
         config = dict(GENERATION.admit(config, "pass", at))
         self.output = read.integer(config, "maxOutputTokens", at, low=1)
         self.choices = read.integer(config, "candidateCount", at, low=1, high=CANDIDATES_MAX) or 1
+        if (stops := config.get("stopSequences")) is not None:
+            self.stop_bytes = read.size(stops)
         thinking = read.obj(config, "thinkingConfig", at)
         if thinking is not None:
             config["thinkingConfig"] = read.encode(self._thinking(thinking, f"{at}thinkingConfig."))
@@ -384,6 +400,7 @@ class Reader:
         level = read.string(thinking, "thinkingLevel", at)
         if budget is not None:
             self.reasoning = budget != 0
+            self.thinking = budget if budget > 0 else None  # -1 leaves it to the model
         elif level is not None:
             self.reasoning = True
         return thinking

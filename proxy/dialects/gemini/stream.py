@@ -15,13 +15,17 @@ from attrs import define, field
 
 from accounting.records import Receipt
 from proxy.dialects.gemini import errors
+from proxy.dialects.gemini.length import length
 from proxy.dialects.gemini.usage import RunningUsage
-from proxy.dialects.passthrough import Passthrough, costed, truncated
+from proxy.dialects.passthrough import Cut, Passthrough, costed, is_nothing, take_apart, truncated
 from proxy.dialects.sse import Framer, data_of, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
 
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_EMPTY_MAX: Final = 128
+"""No content without anything in it is longer, however it is spaced out."""
 
 
 class _Candidate(msgspec.Struct):
@@ -50,13 +54,17 @@ class Tap:
         choices: how many candidates were asked for. Only that many make an end at once; where the provider
             sends fewer, the close of its connection does.
         ended: every candidate is finished, and what was used is told.
+        standing: the candidates that are finished.
     """
 
     _meter: MeterLike
     _choices: int = 1
     ended: bool = field(default=False, init=False)
+    standing: frozenset[int] = field(default=frozenset(), init=False)
     _usage: RunningUsage = field(factory=RunningUsage, init=False)
-    _finished: dict[int, bool] = field(factory=dict, init=False)
+    _begun: set[int] = field(factory=set, init=False)
+    _sample: bytes = field(default=b"", init=False)
+    _spoken: bool = field(default=False, init=False)
     _blocked: bool = field(default=False, init=False)
     _broken: StreamBroken | None = field(default=None, init=False)
 
@@ -107,6 +115,22 @@ class Tap:
         """The withheld end, with the cost in its last report of usage."""
         return costed(withheld, "usageMetadata", receipt)
 
+    def weigh(self, frame: bytes) -> int | None:
+        """Say how much content a frame carries: as `_frame` counts it."""
+        response = _read(data_of(frame))
+        if response is None:  # a comment; all else was refused
+            return 0
+        if _finished_in(response) or _is_blocked(response):
+            return None
+        return 0 if _is_silent(response) else 1 + _size(response)
+
+    def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
+        """The end of an answer that was cut: a last response for every candidate that is not finished."""
+        finished = cut.standing.union(
+            *(_finished_in(response) for frame in frames(cut.shown) if (response := _read(data_of(frame))))
+        )
+        return length(self._choices, take_apart(self._sample) or {}, finished, cut.limit, receipt)
+
     def _last_frame(self, rest: bytes) -> bytes:
         """A frame that lacks its blank line: whole, torn, or an error, which never has one."""
         try:
@@ -116,7 +140,7 @@ class Tap:
 
     @property
     def _is_over(self) -> bool:
-        return self._blocked or (bool(self._finished) and all(self._finished.values()))
+        return self._blocked or (bool(self._begun) and self._begun <= self.standing)
 
     def _frame(self, frame: bytes) -> bool:
         """Take in one frame; true if it reports usage."""
@@ -130,19 +154,19 @@ class Tap:
             raise _NotAResponse
         if response.error is not None:
             raise errors.broken(data)
-        content = 0
-        for candidate in response.candidates or ():
-            finished = candidate.finishReason is not None
-            index = candidate.index if isinstance(candidate.index, int) else 0
-            self._finished[index] = finished or self._finished.get(index, False)
-            content += len(memoryview(candidate.content))
+        self._sample = self._sample or frame
+        self._begun.update(map(_index, response.candidates or ()))
+        if finished := _finished_in(response):
+            self.standing |= finished
+        content = _size(response) if self._spoken or not _is_silent(response) else 0
         if content:
+            self._spoken = True
             self._meter.saw(1, content)
         self._blocked |= _is_blocked(response)
         self._usage.take(response.usageMetadata)
         told = isinstance(response.usageMetadata, dict)
         # A report that follows the last piece of content is worth waiting for; the close would end that, too.
-        self.ended |= told and self._is_over and (self._blocked or len(self._finished) >= self._choices)
+        self.ended |= told and self._is_over and (self._blocked or len(self._begun) >= self._choices)
         return told
 
     def _report(self) -> None:
@@ -168,6 +192,8 @@ class Elements:
 
     _stream: Passthrough
     _begun: bool = field(default=False, init=False)
+    _block: bytes = field(default=b"", init=False)
+    """What became the elements that were given last."""
 
     @property
     def ended(self) -> bool:
@@ -182,8 +208,19 @@ class Elements:
         """
         opening = b"" if self._begun else b"["
         self._begun = True
-        elements = _elements(self._stream.feed(chunk))
-        return opening + b"".join(element + b"\n,\n" for element in elements)
+        self._block = self._stream.feed(chunk)
+        return opening + _array(self._block)
+
+    def cut(self, relay: bytes, content_bytes: int, limit: str) -> bytes:
+        """End the answer here; see `Passthrough.cut`.
+
+        Raises:
+            RuntimeError: it was cut before, or `relay` is not what was fed last.
+        """
+        opening = b"[" if relay.startswith(b"[") else b""
+        if relay != opening + _array(self._block):
+            raise RuntimeError("what is to be cut is not what was fed last")
+        return opening + _array(self._stream.cut(self._block, content_bytes, limit))
 
     def finish(self) -> None:
         """The provider's bytes are over.
@@ -197,6 +234,11 @@ class Elements:
         """The withheld elements, with the cost in the last, and the end of the array."""
         opening = b"" if self._begun else b"["
         return opening + b"\n,\n".join(_elements(self._stream.end(receipt))) + b"\n]\n"
+
+
+def _array(block: bytes) -> bytes:
+    """Events as elements of an array, each with its comma."""
+    return b"".join(element + b"\n,\n" for element in _elements(block))
 
 
 def _elements(block: bytes) -> list[bytes]:
@@ -227,8 +269,8 @@ class Prelude:
         return False
 
 
-def read_body(body: bytes, meter: MeterLike) -> None:
-    """Look at an answer in one piece.
+def read_body(body: bytes, meter: MeterLike) -> bool:
+    """Look at an answer in one piece; says whether there is any content in it.
 
     Raises:
         StreamBroken: it is cut off, or an error in spite of its status.
@@ -243,6 +285,7 @@ def read_body(body: bytes, meter: MeterLike) -> None:
     reported = usage.reported(final=True)
     if reported is not None:
         meter.report(reported)
+    return not _is_silent(response) or not (response.candidates or _is_blocked(response))
 
 
 def _read(data: bytes) -> _Response | None:
@@ -255,3 +298,42 @@ def _read(data: bytes) -> _Response | None:
 def _is_blocked(response: _Response) -> bool:
     feedback = response.promptFeedback
     return isinstance(feedback, dict) and feedback.get("blockReason") is not None
+
+
+def _index(candidate: _Candidate) -> int:
+    return candidate.index if isinstance(candidate.index, int) else 0
+
+
+def _finished_in(response: _Response) -> frozenset[int]:
+    """The candidates that a response says to be finished."""
+    return frozenset(
+        _index(candidate) for candidate in response.candidates or () if candidate.finishReason is not None
+    )
+
+
+def _size(response: _Response) -> int:
+    """Bytes of content in a response, the JSON around it included."""
+    return sum(len(memoryview(candidate.content)) for candidate in response.candidates or ())
+
+
+def _is_silent(response: _Response) -> bool:
+    """Whether a response surely holds no part of an answer."""
+    return _size(response) <= _EMPTY_MAX and all(
+        _is_empty(candidate.content) for candidate in response.candidates or ()
+    )
+
+
+def _is_empty(raw: msgspec.Raw) -> bool:
+    """Whether a content surely has nothing in it."""
+    try:
+        content = msgspec.json.decode(raw) if memoryview(raw) else None
+    except _UNDECODABLE:  # bytes that are no UTF-8 are not seen before
+        return False
+    if not isinstance(content, dict):
+        return content is None
+    parts = content.get("parts") or ()
+    return (
+        content.keys() <= {"parts", "role"}
+        and isinstance(parts, list | tuple)
+        and all(isinstance(part, dict) and all(map(is_nothing, part.values())) for part in parts)
+    )

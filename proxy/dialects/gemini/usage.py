@@ -11,12 +11,10 @@ Every chunk of a stream may carry `usageMetadata`, a running total: the newest w
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-from attrs import define, field
+from typing import Final
 
 from pricing.usage import Reported, Usage
-from proxy.dialects.counters import Counters, flag
+from proxy.dialects.counters import Counters, RunningTotal, flag
 
 _KNOWN: Final = frozenset(
     {
@@ -39,25 +37,19 @@ _KNOWN: Final = frozenset(
     }
 )
 
+_ALWAYS: Final = ("promptTokenCount", "candidatesTokenCount", "totalTokenCount")
+
 _USUAL_TRAFFIC: Final = ("ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED")
 _USUAL_TIER: Final = ("standard", "STANDARD", "SERVICE_TIER_STANDARD", "unspecified")
 _MODALITIES: Final = frozenset({"TEXT", "IMAGE", "AUDIO", "VIDEO", "DOCUMENT", "MODALITY_UNSPECIFIED"})
 
 
-@define(eq=False)
-class RunningUsage:
-    """The newest word on each field of one answer's usage."""
-
-    _fields: dict[str, Any] = field(factory=dict)
-
-    def take(self, usage: object) -> None:
-        """Merge a report: what it states replaces, what it leaves out (or has as null) stays."""
-        if isinstance(usage, Mapping):
-            self._fields.update((name, value) for name, value in usage.items() if value is not None)
+class RunningUsage(RunningTotal):
+    """The newest word of an answer on what it used, field by field, and what it comes to."""
 
     def reported(self, *, final: bool) -> Reported | None:
         """What has been reported so far, or `None` if not even what was read."""
-        usage = Counters(self._fields)
+        usage = Counters(self.fields)
         if usage.count("promptTokenCount") is None:
             return None
         usage.unknown(_KNOWN)
@@ -78,6 +70,19 @@ class RunningUsage:
             requests=1,
         )
         return Reported((leg,), final, frozenset(usage.flags))
+
+
+def write_usage(usage: Usage) -> dict[str, int]:
+    """Say in Google's words what was used: counts alone, what is zero is left out as they do."""
+    written = usage.output + usage.audio_output + usage.image_output
+    counts = {
+        "promptTokenCount": usage.context,
+        "cachedContentTokenCount": usage.cache_read + usage.audio_cached,
+        "candidatesTokenCount": written - usage.reasoning,
+        "thoughtsTokenCount": usage.reasoning,
+        "totalTokenCount": usage.context + written,
+    }
+    return {name: count for name, count in counts.items() if count or name in _ALWAYS}
 
 
 def _read(usage: Counters, prompt: int, cached: int, tools: int) -> dict[str, int]:

@@ -287,6 +287,7 @@ class _Reader:
             unbounded=self.unbounded,
             output=_output(fields),
             choices=read.integer(fields, "n", low=1, high=CHOICES_MAX) or 1,
+            stop_bytes=read.size(fields["stop"]) if "stop" in fields else 0,
             cache_writes=_cache_writes(fields),
             reasoning=_reasoning(fields),
             audio_output="audio" in modalities,

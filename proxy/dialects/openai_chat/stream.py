@@ -10,6 +10,10 @@ with the first frame after which no content can come: usage once every choice ha
 
 Some of them also leave out `[DONE]`. A stream that stops after such a last report of usage is complete, and
 gets its `[DONE]` here; every other one is truncated.
+
+Content is counted so that no token can go by uncounted: whole frames, less what literally is the same frame
+after frame around the text. What comes before the first frame that says anything is no content; an answer of
+which none was counted is empty.
 """
 
 import re
@@ -22,28 +26,47 @@ from accounting.records import Receipt
 from pricing.usage import Reported
 from proxy.dialects.body import Object, encode
 from proxy.dialects.openai_chat.errors import Said, said, said_by
+from proxy.dialects.openai_chat.length import DONE, length
 from proxy.dialects.openai_chat.usage import read_usage
-from proxy.dialects.passthrough import reported, rewritten, take_apart, truncated, with_cost
+from proxy.dialects.passthrough import Cut, is_nothing, reported, rewritten, take_apart, truncated, with_cost
 from proxy.dialects.sse import Framer, count_data_lines, data_of, frame_at, frames, last_border
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.types import Ask, MeterLike
 
-DONE: Final = b"data: [DONE]\n\n"
-
 PRELUDE_BYTES_MAX: Final = 2**16
 """So much may come before the first content; no provider is known to send more than a few hundred bytes."""
+
+EMPTY_BODY_MAX: Final = 2**14
+"""No answer without any content in it is longer; of longer ones the choices are never decoded."""
 
 _SPECIAL: Final = (b'"usage":{', b'"usage": {', b'"error"', b"[DONE]")
 _CHOICES: Final = (b'"choices":[', b'"choices": [')
 _FINISHED: Final = (b'"finish_reason":"', b'"finish_reason": "')
 
 # What stands around the content of an ordinary frame: all up to the text, and all nulls behind it.
-_HEAD: Final = re.compile(rb'\A(.*?"delta": ?)(\{"\w+": ?")?', re.DOTALL)
+_HEAD: Final = re.compile(
+    rb'\A(.*?"delta": ?)'
+    rb'(\{(?:"role": ?"assistant", ?|"\w+": ?null, ?)*'
+    rb'(?:"tool_calls": ?\[\{"index": ?\d+, ?(?:"type": ?"function", ?)?"function": ?\{"arguments"|"\w+"): ?")?',
+    re.DOTALL,
+)
 _TAIL: Final = re.compile(
-    rb'\}, ?"(?:logprobs|finish_reason)": ?null'
+    rb'(?:\}\}\]|(?:, ?"\w+": ?null)+)?\}, ?"(?:logprobs|finish_reason)": ?null'
     rb'(?:[,\]} ]+"(?:finish_reason|logprobs|native_finish_reason|stop_reason|index|usage)": ?(?:null|\d))*'
     rb'(?:[,\]} ]+"obfuscation": ?")?'
 )
+_TEXT_BEFORE: Final = re.compile(
+    rb'"(?:text|content|message|reasoning\w*|refusal|tool_calls|function_call|arguments|audio|data)": ?["{\[]'
+)
+"""What may be content stands before the delta: such a head is not the same for all, even if it comes again."""
+
+_NOTHING_SAID: Final = frozenset(
+    {
+        "delta", "message", "index", "finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "logprobs",
+        "content_filter_results", "content_filter_offsets",
+    }
+)  # fmt: skip
+"""Fields of a choice beside its delta (or message) in which no part of the answer stands."""
 
 ABOUT_THE_ACCOUNT: Final = frozenset(
     {
@@ -70,19 +93,22 @@ class StreamTap:
 
     Attributes:
         ended: `[DONE]` was seen, or an error that is raised by `finish`.
+        standing: the choices that are finished.
     """
 
     _ask: Ask
     _meter: MeterLike
     ended: bool = field(default=False, init=False)
+    standing: frozenset[int] = field(default=frozenset(), init=False)
     _reported: Reported | None = field(default=None, init=False)
     _failure: StreamBroken | None = field(default=None, init=False)
-    _finished: int = field(default=0, init=False)
+    _spoken: bool = field(default=False, init=False)
     _last_word: bool = field(default=False, init=False)
     _usual: bool | None = field(default=None, init=False)
     _head: bytes = field(default=b"", init=False)
     _key: bytes = field(default=b"", init=False)
     _tail: bytes = field(default=b"", init=False)
+    _sample: bytes = field(default=b"", init=False)
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
         """Relay a block of whole frames, but for the end."""
@@ -128,6 +154,21 @@ class StreamTap:
                 costed = True
         return b"".join(reversed(end))
 
+    def weigh(self, frame: bytes) -> int | None:
+        """Say how much content a frame carries: as `_saw` counts it."""
+        fields = take_apart(frame)
+        choices = [] if fields is None else _choices(fields)
+        if any(choice.get("finish_reason") for choice in choices):
+            return None
+        if not data_of(frame) or (fields is not None and _is_silent(fields)):
+            return 0
+        return 1 + self._size(frame)
+
+    def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
+        """The end of an answer that was cut: a length for every choice that is not finished."""
+        finished = cut.standing | _finished_in(cut.shown)
+        return length(self._ask, self._sample, finished, cut.limit, receipt)
+
     def _first_special(self, block: bytes) -> int:
         """Where the first frame begins that has to be looked at; -1 where all is plain content."""
         if self._usual is None and count_data_lines(block):
@@ -154,12 +195,12 @@ class StreamTap:
             self._failure = reported(words.message, words.code or words.type)
             return b""
         choices = _choices(fields)
-        if choices:
-            self._saw(frame)
         usage = _usage_of(fields)
+        if choices or usage is None:
+            self._saw(frame)
         if usage is None:
             return frame
-        over = self._finished >= self._ask.measures.choices
+        over = len(self.standing) >= self._ask.measures.choices
         report = read_usage(usage, tier=_decoded(fields.get("service_tier")), final=over)
         if report is not None:
             self._reported = report
@@ -182,27 +223,49 @@ class StreamTap:
         return relay
 
     def _saw(self, part: bytes) -> None:
-        """Count content: its frames, and an upper bound of its bytes.
+        """Count content: its frames, and an upper bound of its bytes."""
+        count = count_data_lines(part)
+        if not count:
+            return
+        for finished in _FINISHED:  # "" says nothing
+            if part.rfind(finished) >= 0 and part.count(finished) > part.count(finished + b'"'):
+                self.standing |= _finished_in(part)
+        if not self._spoken:
+            part = self._from_first_word(part)
+            count = count_data_lines(part)
+            if not count:
+                return
+        if not self._head or part.rfind(self._head + self._key) < 0:
+            self._learn(part)
+        self._meter.saw(count, self._size(part))
+
+    def _size(self, part: bytes) -> int:
+        """An upper bound of the bytes of content in whole frames.
 
         What stands around the content is nearly the same in every frame of an answer. It is learned from one
         frame and taken off wherever it comes again; both pieces hold unescaped quotes, so neither can be
         found inside content.
         """
-        count = count_data_lines(part)
-        if not count:
-            return
-        for finished in _FINISHED:
-            if part.rfind(finished) >= 0:
-                self._finished += part.count(finished) - part.count(finished + b'"')  # "" says nothing
-        if not self._head or part.rfind(self._head + self._key) < 0:
-            self._learn(part)
         size = len(part)
         if self._head:  # the frame that only says who speaks has the same head, but another key
             size -= part.count(self._head) * len(self._head)
             size -= part.count(self._head + self._key) * len(self._key)
         if self._tail:
             size -= part.count(self._tail) * len(self._tail)
-        self._meter.saw(count, size)
+        return size
+
+    def _from_first_word(self, part: bytes) -> bytes:
+        """The frames of a part from the first on that says anything; nothing where none does."""
+        parts = frames(part)
+        for number, frame in enumerate(parts):
+            if not data_of(frame):
+                continue
+            self._sample = frame
+            fields = take_apart(frame)
+            if fields is None or not _is_silent(fields):
+                self._spoken = True
+                return b"".join(parts[number:])
+        return b""
 
     def _learn(self, part: bytes) -> None:
         """Learn what stands before and behind the content from the last frame that has a delta."""
@@ -210,6 +273,10 @@ class StreamTap:
         frame = part[start:end]
         head = _HEAD.match(frame)
         if head is None:  # there is none
+            return
+        self._sample = frame
+        if _TEXT_BEFORE.search(head.group(1)):
+            self._head = self._key = self._tail = b""
             return
         tail = _TAIL.search(frame, head.end())
         self._head, self._key = head.group(1), head.group(2) or b""
@@ -243,8 +310,8 @@ class StreamPrelude:
         return False
 
 
-def read_body(body: bytes, meter: MeterLike) -> None:
-    """Read the usage of an answer in one piece.
+def read_body(body: bytes, meter: MeterLike) -> bool:
+    """Read the usage of an answer in one piece; says whether there is any content in it.
 
     Raises:
         StreamBroken: it is not one whole JSON object, or an error under status 200.
@@ -263,6 +330,7 @@ def read_body(body: bytes, meter: MeterLike) -> None:
         report = read_usage(usage, tier=_decoded(fields.get("service_tier")), final=True)
     if report is not None:
         meter.report(report)
+    return len(body) > EMPTY_BODY_MAX or not _is_silent(fields)
 
 
 def _is_content(frame: bytes) -> bool:
@@ -275,14 +343,36 @@ def _is_content(frame: bytes) -> bool:
         return True
     if error := _decoded(fields.get("error")):
         raise _failed(said(error) if isinstance(error, dict) else Said(str(error)))
-    return _usage_of(fields) is not None or any(_says_something(choice) for choice in _choices(fields))
+    return _usage_of(fields) is not None or any(
+        choice.get("finish_reason") or _says_something(choice) for choice in _choices(fields)
+    )
 
 
-def _says_something(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta")
-    if choice.get("finish_reason") or not isinstance(delta, dict):
+def _is_silent(fields: Object) -> bool:
+    """Whether a frame or a body surely holds no part of an answer."""
+    choices = _decoded(fields.get("choices"))
+    return isinstance(choices, list) and not any(map(_says_something, choices))
+
+
+def _says_something(choice: Any) -> bool:
+    """Whether a choice holds any part of an answer, or anything that we do not know."""
+    if not isinstance(choice, dict):
         return True
-    return any(value for name, value in delta.items() if name != "role")
+    said = choice.get("message" if "message" in choice else "delta")
+    if not isinstance(said, dict) or not all(is_nothing(said[name]) for name in said.keys() - {"role"}):
+        return True
+    return not all(is_nothing(choice[name]) for name in choice.keys() - _NOTHING_SAID)
+
+
+def _finished_in(part: bytes) -> frozenset[int]:
+    """The choices that whole frames say to be finished."""
+    return frozenset(
+        index if isinstance(index := choice.get("index"), int) else 0
+        for frame in frames(part)
+        if b'"finish_reason"' in frame
+        for choice in _choices(take_apart(frame) or {})
+        if choice.get("finish_reason")
+    )
 
 
 def _check_is_stream(rest: bytes) -> None:

@@ -82,6 +82,33 @@ def read_usage(usage: Mapping[str, Any], *, tier: object = None, final: bool) ->
     return Reported((leg,), final=final, flags=frozenset(counters.flags))
 
 
+def write_usage(usage: Usage) -> dict[str, Any]:
+    """Say in OpenAI's words what was used; `read_usage` reads the same from it."""
+    prompt, completion = usage.context, usage.output + usage.audio_output + usage.image_output
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read,
+            **_told(
+                cache_write_tokens=usage.cache_write_5m + usage.cache_write_1h,
+                audio_tokens=usage.audio_input + usage.audio_cached,
+                image_tokens=usage.image_input,
+            ),
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            **_told(audio_tokens=usage.audio_output, image_tokens=usage.image_output),
+        },
+    }
+
+
+def _told(**counts: int) -> dict[str, int]:
+    """The counts that are worth telling."""
+    return {name: count for name, count in counts.items() if count}
+
+
 @define(eq=False)
 class _Parts:
     """A sum, and the parts that are taken out of it; never more than it holds."""

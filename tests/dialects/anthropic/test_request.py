@@ -311,6 +311,56 @@ def test_thinking_is_reasoning_unless_disabled(thinking, reasoning):
     assert ask(thinking=thinking).measures.reasoning is reasoning
 
 
+@pytest.mark.parametrize(
+    ("thinking", "bound"),
+    [
+        ({"type": "enabled", "budget_tokens": 2048}, 2048),
+        ({"type": "enabled", "budget_tokens": None}, None),
+        ({"type": "enabled"}, None),
+        ({"type": "adaptive", "budget_tokens": 2048}, None),
+        ({"type": "disabled"}, None),
+        (None, None),
+    ],
+)
+def test_only_a_budget_of_enabled_thinking_bounds_it(thinking, bound):
+    assert ask(thinking=thinking).measures.thinking == bound
+
+
+@pytest.mark.parametrize("budget", ["2048", 2048.0, -1, True, 2**31])
+def test_a_thinking_budget_that_is_none_is_named(budget):
+    assert refused(thinking={"type": "enabled", "budget_tokens": budget}).param == "thinking.budget_tokens"
+
+
+def test_a_lowered_bound_on_thinking_takes_the_place_of_the_callers_and_nothing_else_changes(offer):
+    one = ask(max_tokens=32_000, thinking={"type": "enabled", "budget_tokens": 30_000, "display": "omitted"})
+    lowered = sent(one, evolve(offer, output_limit=5000, thinking_limit=4000))
+    assert lowered["max_tokens"] == 5000
+    assert lowered["thinking"] == {"type": "enabled", "budget_tokens": 4000, "display": "omitted"}
+    assert {**lowered, "max_tokens": 32_000, "thinking": json.loads(bytes(one.fields["thinking"]))} == sent(
+        one, offer
+    )
+
+
+@pytest.mark.parametrize(("output_limit", "told"), [(None, 1999), (5000, 4000), (4000, 3999)])
+def test_the_bound_on_thinking_stays_below_that_on_the_output(offer, output_limit, told):
+    one = ask(max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1500})
+    lowered = evolve(offer, output_limit=output_limit, thinking_limit=4000)
+    assert sent(one, lowered)["thinking"]["budget_tokens"] == told
+
+
+@pytest.mark.parametrize("thinking", [None, {"type": "adaptive"}, {"type": "disabled"}, {"type": "enabled"}])
+def test_where_the_caller_has_no_bound_on_thinking_none_is_sent(offer, thinking):
+    one = ask(max_tokens=9000) if thinking is None else ask(max_tokens=9000, thinking=thinking)
+    body = sent(one, evolve(offer, output_limit=5000, thinking_limit=4000))
+    assert body.get("thinking") == thinking
+
+
+def test_a_count_of_tokens_goes_up_as_it_is(offer):
+    thinking = {"type": "enabled", "budget_tokens": 2048}
+    one = ask(path=COUNT, thinking=thinking)
+    assert sent(one, evolve(offer, output_limit=5000, thinking_limit=4000))["thinking"] == thinking
+
+
 MARK = {"type": "ephemeral"}
 MARK_5M = {"type": "ephemeral", "ttl": "5m"}
 MARK_1H = {"type": "ephemeral", "ttl": "1h"}

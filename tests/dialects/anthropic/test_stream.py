@@ -5,42 +5,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accounting.records import Ending, Receipt, UsageRecord
-from pricing.usage import Meter, Source, Usage
+from accounting.records import Ending, Receipt
+from pricing.usage import Meter, Usage
 from proxy.errors import Kind, UpstreamFailed
-from proxy.types import Ask, Measures
+from tests.dialects.common import ask, receipt
 
 SOUND = ("text", "tools", "thinking", "web_search", "compaction")
 BROKEN = ("overloaded_early", "error_late", "cut")
-
-
-def receipt(charged):
-    record = UsageRecord(
-        request="r",
-        number=1,
-        wallet="w",
-        key="k",
-        model="m",
-        provider="p",
-        account="a",
-        dialect="anthropic",
-        stream=True,
-        outcome=Ending.COMPLETE,
-        status=200,
-        source=Source.REPORTED,
-        usage=Usage(),
-        price_version="v",
-        markup_ppm=10**6,
-        held=charged,
-        price=charged,
-        charged=charged,
-        cost=charged,
-        loss=0,
-        currency="USD",
-        started_ms=0,
-        ended_ms=0,
-    )
-    return Receipt(request="r", record=record, balance=0, held=0)
 
 
 def events(data):
@@ -166,6 +137,26 @@ def test_a_stop_without_a_count_of_output_is_no_last_word(run, recording):
     assert not seen.meter.reported.final
 
 
+def test_a_start_that_tells_of_no_output_is_no_empty_completion(run):
+    start = frame(
+        type="message_start", message={"content": [], "usage": {"input_tokens": 9, "output_tokens": 0}}
+    )
+    seen = run(start)
+    assert seen.meter.reported.legs == (Usage(input=9, requests=1),)
+    assert not seen.meter.reported.final
+    stop = frame(type="message_delta", delta={"stop_reason": "end_turn"}) + frame(type="message_stop")
+    assert not run(start + stop).meter.reported.final, "its output was never told"
+    told = frame(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 0})
+    assert run(start + told + frame(type="message_stop")).meter.reported.final
+
+
+def test_content_that_stands_in_the_start_is_counted(run):
+    message = {"content": [{"type": "text", "text": "x" * 300}], "usage": {"input_tokens": 9}}
+    seen = run(frame(type="message_start", message=message))
+    assert seen.meter.content_bytes >= 300
+    assert seen.meter.content_frames == 1
+
+
 def test_text_that_speaks_of_events_is_only_text(run):
     text = 'data: {"type":"message_stop"} "error" "message_delta" {"usage": {"output_tokens": 1}}'
     delta = frame(type="content_block_delta", index=0, delta={"type": "text_delta", "text": text})
@@ -237,14 +228,7 @@ def test_a_receipt_without_a_record_adds_nothing(run, recording):
 def test_the_cost_so_far_goes_along_for_those_who_asked(dialect, recording):
     data = recording("anthropic_text.sse")
     for live in (True, False):
-        asked = Ask(
-            dialect="anthropic",
-            model="m",
-            stream=True,
-            measures=Measures(text_bytes=1),
-            fields={},
-            live_cost=live,
-        )
+        asked = ask("anthropic", live_cost=live)
         written = dialect.passthrough(asked, Meter(), lambda: 1_500_000).feed(data)
         assert [event.get("credits") for event in events(written)][:2] == [
             {"cost_micro": 2} if live else None,

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricing.usage import PRICED_BUCKETS, Usage
-from proxy.dialects.anthropic.usage import RunningUsage
+from proxy.dialects.anthropic.usage import RunningUsage, write_usage
 
 
 def reported(*reports, final=True):
@@ -243,3 +243,38 @@ def test_no_report_whatever_it_says_keeps_a_bill_from_being_written(reports):
     for flag in result.flags if result else ():
         assert flag.isascii()
         assert flag.isprintable()
+
+
+def test_input_told_at_the_start_counts_only_where_nothing_later_tells_it():
+    start = {"input_tokens": 2228, "cache_read_input_tokens": 7, "output_tokens": 1}
+    assert leg(start, {"output_tokens": 9}) == Usage(input=2228, cache_read=7, output=9, requests=1)
+    assert leg(start, {"input_tokens": None, "output_tokens": 9}).input == 2228
+    assert leg(start, {"input_tokens": 32749, "output_tokens": 9}).input == 32749
+    assert leg(start, {"input_tokens": 5, "output_tokens": 9}).input == 5
+    assert leg(start, {"input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 9}) == Usage(
+        output=9, requests=1
+    )
+
+
+counts = st.integers(0, 10**9)
+
+
+@given(counts, counts, counts, counts, st.integers(0, 50))
+def test_what_is_written_reads_the_same(read, cached, written, output, searches):
+    usage = Usage(
+        input=read,
+        cache_read=cached,
+        cache_write_5m=written,
+        output=output,
+        reasoning=output // 3,
+        web_searches=searches,
+        requests=1,
+    )
+    again = reported(write_usage(usage))
+    assert again.legs == (usage,)
+    assert again.final
+    assert not again.flags
+
+
+def test_of_writes_for_an_hour_only_the_sum_is_told_as_in_every_last_report():
+    assert write_usage(Usage(cache_write_5m=3, cache_write_1h=4))["cache_creation_input_tokens"] == 7

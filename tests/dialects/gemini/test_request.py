@@ -165,6 +165,42 @@ def test_a_thinking_budget_of_zero_is_the_only_way_to_switch_it_off(thinking, re
     assert ask(generationConfig={"thinkingConfig": thinking}).measures.reasoning is reasoning
 
 
+@pytest.mark.parametrize(
+    ("thinking", "bound"),
+    [
+        ({"thinkingBudget": 1}, 1),
+        ({"thinking_budget": 1024}, 1024),
+        ({"thinkingBudget": 0}, None),
+        ({"thinkingBudget": -1}, None),
+        ({"thinkingLevel": "LOW"}, None),
+        (None, None),
+    ],
+)
+def test_only_a_thinking_budget_above_zero_bounds_it(thinking, bound):
+    assert ask(generationConfig={"thinkingConfig": thinking}).measures.thinking == bound
+
+
+def test_a_lowered_bound_on_thinking_takes_the_place_of_the_callers_and_nothing_else_changes(offer):
+    thinking = {"thinking_budget": 9000, "includeThoughts": True}
+    one = ask(generationConfig={"maxOutputTokens": 32_000, "topK": 3, "thinkingConfig": thinking})
+    assert sent(one, evolve(offer, output_limit=5000, thinking_limit=4000))["generationConfig"] == {
+        "maxOutputTokens": 5000,
+        "topK": 3,
+        "thinkingConfig": {"thinkingBudget": 4000, "includeThoughts": True},
+    }
+    alone = sent(one, evolve(offer, thinking_limit=4000))["generationConfig"]
+    assert (alone["maxOutputTokens"], alone["thinkingConfig"]["thinkingBudget"]) == (32_000, 4000)
+
+
+@pytest.mark.parametrize(
+    "thinking", [None, {"thinkingBudget": -1}, {"thinkingBudget": 0}, {"thinkingLevel": "LOW"}]
+)
+def test_where_the_caller_has_no_bound_on_thinking_none_is_sent(offer, thinking):
+    config = {"topK": 3} if thinking is None else {"topK": 3, "thinkingConfig": thinking}
+    body = sent(ask(generationConfig=config), evolve(offer, output_limit=5000, thinking_limit=4000))
+    assert body["generationConfig"] == {**config, "maxOutputTokens": 5000}
+
+
 def test_bounds_are_read_from_the_generation_config():
     one = ask(
         generation_config={

@@ -4,42 +4,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accounting.records import Ending, Receipt, UsageRecord
-from pricing.usage import Meter, Source, Usage
+from accounting.records import Ending, Receipt
+from pricing.usage import Meter, Usage
 from proxy.errors import Kind, UpstreamFailed
-from proxy.types import Ask, Measures, Path
+from proxy.types import Path
+from tests.dialects.common import ask, receipt
 
 SOUND = ("text", "thinking", "tools", "cached_media", "two_candidates", "blocked")
 BROKEN = ("error_raw", "error_frame", "error_early", "cut")
-
-
-def receipt(charged):
-    record = UsageRecord(
-        request="r",
-        number=1,
-        wallet="w",
-        key="k",
-        model="m",
-        provider="p",
-        account="a",
-        dialect="gemini",
-        stream=True,
-        outcome=Ending.COMPLETE,
-        status=200,
-        source=Source.REPORTED,
-        usage=Usage(),
-        price_version="v",
-        markup_ppm=10**6,
-        held=charged,
-        price=charged,
-        charged=charged,
-        cost=charged,
-        loss=0,
-        currency="USD",
-        started_ms=0,
-        ended_ms=0,
-    )
-    return Receipt(request="r", record=record, balance=0, held=0)
 
 
 def choices(name):
@@ -279,15 +251,7 @@ def test_the_cost_stands_in_the_last_element(run, recording):
 def test_the_cost_so_far_goes_along_for_those_who_asked(dialect, recording):
     data = recording("gemini_text.sse")
     for live in (True, False):
-        asked = Ask(
-            dialect="gemini",
-            model="m",
-            stream=True,
-            measures=Measures(text_bytes=1),
-            fields={},
-            live_cost=live,
-            gemini_array=True,
-        )
+        asked = ask("gemini", live_cost=live, gemini_array=True)
         written = dialect.passthrough(asked, Meter(), lambda: 1_500_000).feed(data)
         first = json.loads(written.rstrip(b"\n,") + b"]")[0]
         assert first.get("credits") == ({"cost_micro": 2} if live else None)

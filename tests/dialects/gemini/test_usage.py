@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricing.usage import Usage
-from proxy.dialects.gemini.usage import RunningUsage
+from proxy.dialects.gemini.usage import RunningUsage, write_usage
 
 
 def reported(*reports, final=True):
@@ -202,3 +202,22 @@ def test_nothing_is_lost_or_counted_twice_whatever_the_details_say(report):
     assert leg.cache_read + leg.audio_cached == cached
     written = report.get("candidatesTokenCount", 0) + report.get("thoughtsTokenCount", 0)
     assert leg.output + leg.audio_output + leg.image_output == written
+
+
+def test_what_is_zero_is_left_out_as_google_does():
+    assert write_usage(Usage(input=5)) == {
+        "promptTokenCount": 5,
+        "candidatesTokenCount": 0,
+        "totalTokenCount": 5,
+    }
+
+
+counts = st.integers(0, 10**9)
+
+
+@given(counts, counts, counts, counts)
+def test_what_is_written_reads_the_same(read, cached, output, thoughts):
+    usage = Usage(input=read, cache_read=cached, output=output + thoughts, reasoning=thoughts, requests=1)
+    again = reported(write_usage(usage))
+    assert again.legs == (usage,)
+    assert not again.flags

@@ -1,22 +1,19 @@
 import functools
-from itertools import pairwise
-from pathlib import Path
+from itertools import dropwhile, pairwise
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accounting.records import Ending, Receipt, UsageRecord
-from pricing.usage import NO_USAGE, Meter, Source, Usage
-from proxy.config import RequestLimits
+from accounting.records import Ending
+from pricing.usage import Meter, Usage
 from proxy.dialects import sse
-from proxy.dialects.openai_chat import OpenAIChat
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.types import Path as Route
+from tests.dialects.common import DIALECTS, payloads, receipt, recording, shown_bytes
 
-RECORDINGS = Path(__file__).parents[2] / "recordings"
-DIALECT = OpenAIChat(RequestLimits())
+DIALECT = DIALECTS["openai_chat"]
 CHARGED = 1_234_567
 
 WHOLE = (
@@ -40,11 +37,6 @@ BROKEN = (
 
 
 @functools.cache
-def recording(name):
-    return (RECORDINGS / name).read_bytes()
-
-
-@functools.cache
 def ask(stream=True, usage=True, live=False, choices=1):
     body = {"model": "m", "stream": stream, "n": choices, "messages": [{"role": "user", "content": "x"}]}
     if stream:
@@ -55,35 +47,6 @@ def ask(stream=True, usage=True, live=False, choices=1):
 
 def ask_for(name, usage=True):
     return ask(usage=usage, choices=2 if "two" in name else 1)
-
-
-def receipt():
-    record = UsageRecord(
-        request="r",
-        number=1,
-        wallet="w",
-        key="k",
-        model="m",
-        provider="p",
-        account="a",
-        dialect="openai_chat",
-        stream=True,
-        outcome=Ending.COMPLETE,
-        status=200,
-        source=Source.REPORTED,
-        usage=NO_USAGE,
-        price_version="v",
-        markup_ppm=10**6,
-        held=CHARGED,
-        price=CHARGED,
-        charged=CHARGED,
-        cost=0,
-        loss=0,
-        currency="USD",
-        started_ms=0,
-        ended_ms=1,
-    )
-    return Receipt("r", record, balance=0, held=0)
 
 
 def play(request, chunks):
@@ -100,7 +63,7 @@ def play(request, chunks):
         translator.finish()
     except StreamBroken as error:
         broken = error
-    end = b"" if broken else translator.end(receipt())
+    end = b"" if broken else translator.end(receipt(CHARGED))
     return b"".join(relayed), end, meter, broken
 
 
@@ -193,10 +156,6 @@ def test_the_usage_of_every_kind_of_server_is_found_and_is_its_last_word(name):
     assert meter.reported.legs == (EXPECTED[name],)
     assert meter.reported.final
     assert not meter.reported.flags
-
-
-def payloads(data):
-    return [sse.data_of(frame) for frame in sse.frames(data) if sse.data_of(frame)]
 
 
 def usages(data):
@@ -343,28 +302,14 @@ def test_a_report_that_says_nothing_leaves_the_estimate():
     assert meter.reported is None
 
 
-def contents(data):
-    """The true bytes of content, by decoding everything."""
-    size = 0
-    for text in payloads(data):
-        frame = {} if text == b"[DONE]" else msgspec.json.decode(text)
-        for choice in frame.get("choices", ()):
-            delta = choice["delta"]
-            pieces = [delta.get("content") or ""]
-            for call in delta.get("tool_calls", ()):
-                pieces += [call["function"].get("arguments", ""), call["function"].get("name", "")]
-            size += sum(len(piece.encode()) for piece in pieces)
-    return size
-
-
 @pytest.mark.parametrize("name", WHOLE + BROKEN)
 @pytest.mark.parametrize("step", [50, 400, 10_000])
 def test_bytes_of_content_are_never_counted_too_low(name, step):
     data = recording(name)
     _, _, meter, _ = play(ask_for(name), [data[at : at + step] for at in range(0, len(data), step)])
-    assert meter.content_bytes >= contents(data[: sse.last_border(data)])
-    whole = payloads(data[: sse.last_border(data)])
-    assert meter.content_frames >= sum(b'"delta"' in text and b'"error"' not in text for text in whole)
+    whole = sse.frames(data[: sse.last_border(data)])
+    assert meter.content_bytes >= shown_bytes("openai_chat", b"".join(whole))
+    assert meter.content_frames >= sum(shown_bytes("openai_chat", frame) > 0 for frame in whole)
 
 
 texts = st.text(max_size=30) | st.sampled_from(
@@ -390,7 +335,7 @@ def test_what_a_model_writes_can_neither_hide_content_nor_end_the_stream(pieces,
     relayed, _, meter, _ = play(ask(), [b"".join(frames)] if one_read else frames)
     true = sum(len(piece.encode()) for piece in pieces)
     assert relayed == b"".join(frames)
-    assert meter.content_frames == len(pieces)
+    assert meter.content_frames == len(list(dropwhile(lambda piece: not piece, pieces)))
     assert true <= meter.content_bytes
     assert meter.content_bytes <= 2 * len(msgspec.json.encode("".join(pieces))) + 40 * len(pieces) + 200
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricing.usage import Usage
-from proxy.dialects.openai_chat.usage import read_usage
+from proxy.dialects.openai_chat.usage import read_usage, write_usage
 
 
 def report(prompt=100, completion=50, total=None, **more):
@@ -125,3 +125,38 @@ def test_whatever_a_provider_reports_the_buckets_never_exceed_its_sums(
         believed = isinstance(prompt, int | float) and 0 <= prompt < 2**40 and prompt == int(prompt)
         assert leg.context <= (prompt if believed and not isinstance(prompt, bool) else total)
         assert leg.reasoning <= leg.output
+
+
+def test_inclusive_counters_are_made_of_disjoint_buckets():
+    usage = Usage(
+        input=100, cache_read=50, cache_write_5m=4, cache_write_1h=3, output=42, reasoning=4, requests=1
+    )
+    assert write_usage(usage) == {
+        "prompt_tokens": 157,
+        "completion_tokens": 42,
+        "total_tokens": 199,
+        "prompt_tokens_details": {"cached_tokens": 50, "cache_write_tokens": 7},
+        "completion_tokens_details": {"reasoning_tokens": 4},
+    }
+
+
+counts = st.integers(0, 10**9)
+
+
+@given(counts, counts, counts, counts, counts, counts, counts, counts)
+def test_what_is_written_reads_the_same(read, cached, written, audio, image, output, spoken, drawn):
+    usage = Usage(
+        input=read,
+        cache_read=cached,
+        cache_write_5m=written,
+        audio_input=audio,
+        image_input=image,
+        output=output,
+        reasoning=output // 3,
+        audio_output=spoken,
+        image_output=drawn,
+        requests=1,
+    )
+    again = read_usage(write_usage(usage), final=True)
+    assert again.legs == (usage,)
+    assert not again.flags

@@ -1,0 +1,202 @@
+"""What requests have set aside, and the limits that a hold must fit into when it is taken and when it grows.
+
+Four rooms, all of one kind: the wallet, the cap of the key in its window, the budget of the task, and what the
+request itself may cost. Checked and taken in one synchronous step; nothing here knows records or the journal.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from attrs import define, field, frozen
+
+from accounting.purse import Purse
+from accounting.records import Key, Spender
+from accounting.refusals import Insufficient, KeyRevoked, Limit, UnknownWallet, WalletFrozen
+from accounting.spending import EMPTY_FREE, Budget, Spending, Tally, Task, day_of
+from pricing.money import Pico
+
+
+@frozen
+class Claim:
+    """For whom, and within which bounds, something is set aside.
+
+    Attributes:
+        spender: wallet and key.
+        at_ms: wall clock; decides the window of the key's cap.
+        budget: the task that it belongs to, if any.
+        max_cost: most that the request may cost, if it says so.
+    """
+
+    spender: Spender
+    at_ms: int = 0
+    budget: Budget | None = None
+    max_cost: Pico | None = None
+
+
+@frozen
+class Room:
+    """What one limit leaves: now, and once all open holds were done."""
+
+    limit: Limit
+    available: Pico
+    unheld: Pico
+
+
+@define(eq=False)
+class OpenHold:
+    """What is set aside for one request.
+
+    Attributes:
+        claim: for whom.
+        purse: of the wallet.
+        tallies: of the key, of its day, and of the task: where it is held and will be spent.
+        task: that it belongs to.
+        amount: how much.
+        stays: it came with an attempt that recovery found, or was left with a job, and goes with that; nobody
+            will give it back.
+    """
+
+    claim: Claim
+    purse: Purse
+    tallies: tuple[Tally, ...]
+    task: Task | None
+    amount: Pico = 0
+    stays: bool = False
+
+    def resize(self, amount: Pico) -> None:
+        """Set aside so much instead."""
+        change = amount - self.amount
+        self.amount = amount
+        self.purse.held += change
+        for tally in self.tallies:
+            tally.held += change
+
+    def spent(self, amount: Pico, flags: tuple[str, ...]) -> None:
+        """So much of it was charged."""
+        for tally in self.tallies:
+            tally.spent += amount
+            tally.empties += EMPTY_FREE in flags
+
+    def recorded(self, budget_max: Pico | None) -> None:
+        """A record names it: from now on its task is remembered, and has at most this maximum."""
+        if self.task is not None:
+            self.task.recorded = True
+            if budget_max is not None:
+                self.task.max = min(self.task.max, budget_max)
+
+
+@define(eq=False)
+class Claims:
+    """All open holds, over the purses, keys and tallies that the ledger keeps."""
+
+    _purses: Mapping[str, Purse]
+    _keys: Mapping[str, Key]
+    _spending: Spending
+    _holds: dict[str, OpenHold] = field(factory=dict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._holds)
+
+    def of(self, request: str) -> OpenHold | None:
+        """What is set aside for a request."""
+        return self._holds.get(request)
+
+    def rooms(self, claim: Claim) -> Iterator[Room]:
+        """Every limit that a hold has to fit into, with what it leaves. Raises `UnknownWallet`."""
+        wallet, budget = claim.spender.wallet, claim.budget
+        purse = self._purse(wallet)
+        yield Room("wallet", purse.available, purse.balance)
+        key = self._keys.get(claim.spender.key)
+        if key is not None and key.cap is not None:
+            spent, held = self._spending.within_cap(key, claim.at_ms)
+            yield Room("key_cap", key.cap - spent - held, key.cap - spent)
+        if budget is not None:
+            task = self._spending.task(wallet, budget.id, claim.at_ms)
+            if task is not None:
+                most = task.max if budget.max is None else min(task.max, budget.max)
+                yield Room("budget", most - task.tally.spent - task.tally.held, most - task.tally.spent)
+            elif budget.max is not None:
+                yield Room("budget", budget.max, budget.max)
+        if claim.max_cost is not None:
+            yield Room("max_cost", claim.max_cost, claim.max_cost)
+
+    def take(self, request: str, claim: Claim, amount: Pico) -> None:
+        """Set an amount aside for a request.
+
+        Raises:
+            UnknownWallet, WalletFrozen, KeyRevoked, UnknownTask, TooManyTasks, Insufficient: nothing was taken.
+            ValueError: a negative amount, or a second hold for one request.
+        """
+        self._admit(claim.spender)
+        if amount < 0 or request in self._holds:
+            raise ValueError(f"request {request}: cannot hold {amount} (again)")
+        if claim.budget is not None:
+            self._spending.check_task(claim.spender.wallet, claim.budget, claim.at_ms)
+        self._fit(claim, amount)
+        self.open(request, claim, amount)
+
+    def open(self, request: str, claim: Claim, amount: Pico) -> OpenHold:
+        """Set an amount aside that was found fitting before: now, or by the process that wrote its record."""
+        purse, spending = self._purses[claim.spender.wallet], self._spending.key(claim.spender.key)
+        tallies: tuple[Tally, ...] = (spending.lifetime, spending.day(day_of(claim.at_ms)))
+        task = None
+        if claim.budget is not None:
+            task = self._spending.begin_task(claim.spender.wallet, claim.budget, claim.at_ms)
+            tallies += (task.tally,)
+        hold = self._holds[request] = OpenHold(claim, purse, tallies, task)
+        hold.resize(amount)
+        return hold
+
+    def check_extension(self, request: str, amount: Pico) -> None:
+        """Refuse to set so much aside in all for a request that holds less; shrinking is always allowed.
+
+        Raises:
+            WalletFrozen, KeyRevoked: since the request began.
+            Insufficient: with by how much it may grow.
+        """
+        hold = self._holds[request]
+        if amount > hold.amount:
+            self._admit(hold.claim.spender)
+            self._fit(hold.claim, amount - hold.amount, already=hold.amount)
+
+    def give_back(self, request: str) -> None:
+        """Close a request's hold; what was charged has left the balance already. Nothing if there is none."""
+        hold = self._holds.pop(request, None)
+        if hold is not None:
+            hold.resize(0)
+            if hold.task is not None and hold.claim.budget is not None:
+                self._spending.end_hold(hold.claim.spender.wallet, hold.claim.budget.id, hold.task)
+
+    def _purse(self, wallet: str) -> Purse:
+        try:
+            return self._purses[wallet]
+        except KeyError:
+            raise UnknownWallet(wallet) from None
+
+    def _admit(self, spender: Spender) -> None:
+        if self._purse(spender.wallet).wallet.frozen:
+            raise WalletFrozen(spender.wallet)
+        key = self._keys.get(spender.key)
+        if key is not None and key.revoked:  # keys are checked at the door; here we catch one revoked since
+            raise KeyRevoked(spender.key)
+
+    def _fit(self, claim: Claim, amount: Pico, *, already: Pico = 0) -> None:
+        """Refuse what does not fit. `already`: what this request holds, and no other request can give back."""
+        if amount <= self._purses[claim.spender.wallet].available and not self._has_more_limits(claim):
+            return  # nearly every hold: one comparison
+        full = [room for room in self.rooms(claim) if amount > room.available - _own(room, already)]
+        if full:
+            for_good = [room for room in full if amount > room.unheld - already]
+            limit = min(for_good, key=lambda room: room.available).limit if for_good else "in_flight"
+            available = min(room.available - _own(room, already) for room in full)
+            raise Insufficient(limit, claim.spender.wallet, amount, max(available, 0))
+
+    def _has_more_limits(self, claim: Claim) -> bool:
+        """Whether anything but the wallet bounds it."""
+        key = self._keys.get(claim.spender.key)
+        capped = key is not None and key.cap is not None
+        return capped or claim.budget is not None or claim.max_cost is not None
+
+
+def _own(room: Room, already: Pico) -> Pico:
+    """What a request itself has taken of a room that does not count what is held: its own maximum."""
+    return already if room.limit == "max_cost" else 0
