@@ -11,6 +11,7 @@ original.
 """
 
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from accounting.disk import Disk
 
 DRAFT: Final = ".draft"
 
-PIECE: Final = 2**20
+PIECE: Final = 2**18
 """Bytes that are compressed, expanded and written at a time."""
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
@@ -33,27 +34,38 @@ def expand(data: bytes) -> tuple[bytes, str]:
     Returns:
         Its text as far as it can be had, and what is wrong with the rest; `""` where it is whole.
     """
+    text, wrong = bytearray(), ""
+    try:
+        for piece in _expanded(data):
+            text += piece
+    except ValueError as error:
+        wrong = str(error)
+    return bytes(text), wrong
+
+
+def _expanded(data: bytes) -> Iterator[bytes]:
+    """The text of an archived segment, in pieces; ValueError says what is wrong behind the last of them."""
     if not data.startswith(_HEADER):
-        return b"", "it does not begin as a segment of the archive does"
-    inflate, text = zlib.decompressobj(_GZIP), bytearray()
+        raise ValueError("it does not begin as a segment of the archive does")
+    inflate = zlib.decompressobj(_GZIP)
     for start in range(0, len(data), PIECE):
         piece, before = data[start : start + PIECE], inflate.copy()
         try:
-            text += inflate.decompress(piece)
+            yield inflate.decompress(piece)
         except zlib.error as error:
-            return bytes(text + _before_error(before, piece)), str(error)
+            yield from _before_error(before, piece)
+            raise ValueError(str(error)) from None
     if not inflate.eof:
-        return bytes(text), "it ends early"
-    return bytes(text), "something follows its end" if inflate.unused_data else ""
+        raise ValueError("it ends early")
+    if inflate.unused_data:
+        raise ValueError("something follows its end")
 
 
-def _before_error(inflate: "zlib._Decompress", piece: bytes) -> bytearray:
+def _before_error(inflate: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
     """What can be had of a piece, which zlib does not say when it finds an error in it."""
-    text = bytearray()
     with suppress(zlib.error):
         for place in range(len(piece)):
-            text += inflate.decompress(piece[place : place + 1])
-    return text
+            yield inflate.decompress(piece[place : place + 1])
 
 
 def put_away(disk: Disk, original: Path, archived: Path) -> None:
@@ -76,10 +88,16 @@ def put_away(disk: Disk, original: Path, archived: Path) -> None:
 
 
 def _holds(disk: Disk, archived: Path, text: bytes) -> bool:
+    """Whether this stands there, whole. In pieces: to compare all at once would keep the event loop waiting."""
+    at = 0
     try:
-        return expand(disk.read(archived)) == (text, "")
-    except FileNotFoundError:
+        for piece in _expanded(disk.read(archived)):
+            if text[at : at + len(piece)] != piece:
+                return False
+            at += len(piece)
+    except (FileNotFoundError, ValueError):
         return False
+    return at == len(text)
 
 
 def _write(disk: Disk, archived: Path, text: bytes) -> None:

@@ -142,6 +142,9 @@ _USUAL: Final = Ruling(Rule.REPORT, Rule.REPORT)
 """What `rule` says of a complete answer with a final report, which is nearly all of them."""
 
 
+AT_HOLD: Final = "at_hold"
+"""The flag on a record whose estimate came to more than was held, and was cut down to that."""
+
 PRODUCED: Final = (
     "output",
     "audio_output",
@@ -289,6 +292,13 @@ def is_empty(terms: Terms, meter: Meter, ending: Ending) -> bool:
 def waived(made: Bill) -> Bill:
     """The bill of an empty completion that is free: the customer owes nothing, and the operator what it did."""
     return evolve(made, price=0, flags=(*made.flags, EMPTY_FREE))
+
+
+def within(made: Bill, held: Pico) -> Bill:
+    """An estimate is never above the hold: by what it exceeds that, it is our guess and no surprise of a provider's."""
+    if made.source is not Source.ESTIMATED or made.price <= held:
+        return made
+    return evolve(made, price=held, flags=(*made.flags, AT_HOLD))
 
 
 def estimate(

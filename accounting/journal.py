@@ -295,7 +295,6 @@ class Journal:
             self._write_on(error)
         self.seq = seq
         self._record_crc = self._crc
-        self._file.records += 1
         kind = type(record)
         if kind is Attempt:
             self._open += 1
@@ -311,6 +310,7 @@ class Journal:
             line, crc = encode(record, seq, self._crc)
         self._write(line)
         self._crc = crc
+        self._file.bare = False
 
     def _write(self, data: bytes) -> None:
         file, rest = self._file, data
@@ -401,7 +401,7 @@ class Journal:
             raise self._fail(another) from error
         self._crc = crc
         self._record_crc = crc if self._unsynced else self._synced_crc
-        self._file.records = len(self._unsynced)
+        self._file.bare = not self._unsynced
         self.written_on += 1
         self.on_error(error)
 
@@ -551,7 +551,7 @@ class Journal:
         if spare is not None:
             remove_file(self._disk, spare)
         for file in files:
-            if file is not self._file or file.records:
+            if file is not self._file or not file.bare:
                 seal_file(self._disk, file)
             else:
                 remove_file(self._disk, file)

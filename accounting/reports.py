@@ -6,7 +6,7 @@ record that is loaded in between is seen twice and counted once, and never misse
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from attrs import define, field, frozen
@@ -146,6 +146,12 @@ def usage_record(row: Sequence[Any]) -> tuple[int, UsageRecord]:
     )
 
 
+CREATED: Final = {
+    "wallet": "SELECT wallet, created_ms FROM wallet WHERE $1 IS NULL OR wallet = $1",
+    "api_key": "SELECT key, created_ms FROM api_key WHERE $1 IS NULL OR key = $1",
+}
+
+
 @define(eq=False)
 class Reader:
     """Reports over a store and the tail that it has not loaded yet."""
@@ -164,6 +170,10 @@ class Reader:
             attempts[record.number] = record
         own = [record for record in attempts.values() if wallet in (None, record.wallet)]
         return tuple(sorted(own, key=lambda record: record.number))
+
+    async def created(self, table: Literal["wallet", "api_key"], which: str | None = None) -> dict[str, int]:
+        """When wallets or keys were made, in ms, by id: all that are loaded, or one."""
+        return {str(name): int(at_ms) for name, at_ms in await self.ask(CREATED[table], (which,))}
 
     async def page(self, query: Query) -> Page:
         """One page of usage records, newest first. Raises ValueError for what is no cursor of ours."""

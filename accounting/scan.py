@@ -36,11 +36,15 @@ __all__ = [
 
 @frozen
 class Piece:
-    """What counts of one segment: it is intact up to byte `end`, which holds line `last_seq`."""
+    """What counts of one segment: it is intact up to byte `end`, which holds line `last_seq`.
+
+    `bare`: nothing stands in it but its head.
+    """
 
     segment: Segment
     last_seq: int
     end: int
+    bare: bool = False
 
 
 @frozen
@@ -60,7 +64,7 @@ class Scan:
         disk: where it is.
         found: its segments.
         pieces: what counts of them, in order.
-        unused: segments of which nothing counts, and which are not sealed: never synced, or given up.
+        unused: segments of which nothing counts, and which are not sealed: never synced, given up, or bare.
         damages: what was unreadable without loss.
         miscarried: heads that do not repeat what was open; a fault of ours, and harmless while all older segments
             are there.
@@ -83,6 +87,12 @@ class Scan:
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
         """Go through the records. Raises `JournalDamaged` where something is lost that had been synced."""
+        yield from self._segments()
+        # a bare head at the end may stand in the page cache alone; sealed, it would claim to be on the platter
+        while self.pieces and self.pieces[-1].bare and not self.pieces[-1].segment.sealed:
+            self.unused.append(self.pieces.pop().segment)
+
+    def _segments(self) -> Iterator[tuple[int, Record]]:
         for place, segment in enumerate(self.found):
             lines = Lines(read(self.disk, segment))
             reader = iter(lines)
@@ -136,7 +146,7 @@ class Scan:
                 self.last_seq = at
                 self._tail.append((at, record))
                 yield at, record
-        self.pieces.append(Piece(segment, at, lines.end))
+        self.pieces.append(Piece(segment, at, lines.end, bare=carried is not None))
         if lines.torn:
             if lines.mark_behind() > at:
                 raise JournalDamaged(

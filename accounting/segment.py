@@ -158,8 +158,8 @@ class File:
         descriptor: of the open file.
         size: in bytes, all of them its own already.
         offset: where the next line goes.
-        records: how many it holds, lines about the journal not counted.
-        last_seq: of the last of them, once nothing is added any more.
+        bare: nothing stands in it but its head.
+        last_seq: of the last record in it, once nothing is added any more.
         named: its name is on the platter.
         failed: an error was seen on it, so that it is never written or synced again.
     """
@@ -169,7 +169,7 @@ class File:
     descriptor: int
     size: int
     offset: int = 0
-    records: int = 0
+    bare: bool = True
     last_seq: int = 0
     named: bool = True
     failed: bool = False
@@ -224,7 +224,7 @@ def seal_file(disk: Disk, file: File) -> None:
 
 
 def remove_file(disk: Disk, file: File) -> None:
-    """Remove a file that holds no record, durably, so that its number can be used again."""
+    """Remove a spare or a bare segment, durably, so that its number can be used again."""
     disk.close(file.descriptor)
     disk.unlink(file.path)
     disk.sync_dir(file.path.parent)

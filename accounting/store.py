@@ -11,11 +11,12 @@ below 2 ms at p99, where the appender, which holds the interpreter's lock, makes
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Condition
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import duckdb
 import msgspec
@@ -48,6 +49,12 @@ WAL_BYTES: Final = "16MB"
 
 NAME: Final = "books.duckdb"
 
+_CLOSED: Final[dict[str, str | int | float | list[str]]] = {
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+}
+"""DuckDB looks neither into the variables of this process nor onto the network."""
+
 Rows = list[tuple[Any, ...]]
 
 Entry = tuple[int, Record] | tuple[int, Record, bytes]
@@ -60,6 +67,10 @@ class StoreError(Exception):
 
 class StoreBusy(StoreError):
     """Another process has the store open: a gateway that runs, or a command that reads."""
+
+
+class StoreOutdated(StoreError):
+    """An older version wrote it, and nobody has opened it to write since."""
 
 
 @frozen
@@ -106,9 +117,7 @@ _KEY: Final = Loading(
             try_cast(concurrency AS BIGINT) AS concurrency,
             try_cast(markup_ppm AS BIGINT) AS markup_ppm,
             try_cast(expires_ms AS BIGINT) AS expires_ms,
-            try_cast(cap AS HUGEINT) AS cap,
-            coalesce(cap_window, 'lifetime') AS cap_window,
-            coalesce(clamp, false) AS clamp),
+            try_cast(cap AS HUGEINT) AS cap),
         min(s) OVER every AS created_seq, min(at_ms) OVER every AS created_ms
     FROM {lines} WINDOW every AS (PARTITION BY key)
     QUALIFY s = max(s) OVER every
@@ -148,13 +157,7 @@ _ATTEMPT: Final = Loading(
         model: 'VARCHAR', provider: 'VARCHAR', account: 'VARCHAR', dialect: 'VARCHAR', stream: 'BOOLEAN',
         price_version: 'VARCHAR', markup_ppm: 'BIGINT', kind: 'VARCHAR', at_ms: 'BIGINT',
         hold_ms: 'BIGINT', budget: 'VARCHAR', budget_max: 'HUGEINT'}""",
-    """
-    INSERT INTO attempt BY NAME
-    SELECT s AS seq,
-        * EXCLUDE (s) REPLACE (
-            coalesce(kind, 'call') AS kind, coalesce(hold_ms, 0) AS hold_ms, coalesce(budget, '') AS budget)
-    FROM {lines}
-    """,
+    "INSERT INTO attempt BY NAME SELECT s AS seq, * EXCLUDE (s) FROM {lines}",
 )
 
 _EXTENSION: Final = Loading(
@@ -180,9 +183,7 @@ _USAGE: Final = Loading(
     """
     INSERT INTO usage BY NAME
     SELECT s AS seq, unnest(usage),
-        * EXCLUDE (s, usage) REPLACE (
-            [{'grant_': leg."grant", 'amount': leg.amount} for leg in legs] AS legs,
-            coalesce(budget, '') AS budget)
+        * EXCLUDE (s, usage) REPLACE ([{'grant_': leg."grant", 'amount': leg.amount} for leg in legs] AS legs)
     FROM {lines}
     """,
 )
@@ -305,16 +306,28 @@ class Store:
         return store
 
     @classmethod
-    def open_to_read(cls, path: Path, *, memory_limit: str) -> Self:
+    def open_to_read(cls, path: Path, *, memory_limit: str, schema_dir: Path) -> Self:
         """Open the store to read, repairing and migrating nothing; without the lock of the state directory.
 
         Raises:
             StoreBusy: a gateway has it open; ask the gateway.
+            StoreOutdated: it lacks migrations.
             StoreError: it is not there, or cannot be read.
         """
         store = cls(path, memory_limit, None)
         store.reopen()
+        try:
+            store.check_migrated(schema_dir)
+        except BaseException:
+            store.close()
+            raise
         return store
+
+    def check_migrated(self, schema_dir: Path) -> None:
+        """Raise `StoreOutdated` unless every migration has been applied, and `StoreError` if others were."""
+        done = {str(name) for (name,) in self.query("SELECT name FROM migration")}
+        if _migrations(schema_dir, done).keys() - done:
+            raise StoreOutdated("the store was written by an older version")
 
     def reopen(self) -> int:
         """Close and open again, and ask what is loaded: the way on after any error. Returns `loaded_seq`.
@@ -330,9 +343,8 @@ class Store:
                 config={
                     "threads": 1,
                     "memory_limit": self._memory_limit,
-                    "python_enable_replacements": False,
-                    "autoinstall_known_extensions": False,
                     "checkpoint_threshold": WAL_BYTES,
+                    **_CLOSED,
                 },
             )
             try:
@@ -424,6 +436,44 @@ class Store:
         return upto
 
 
+def write_table(
+    lines: Path,
+    target: Path,
+    columns: Mapping[str, str],
+    *,
+    form: Literal["parquet", "csv"],
+    memory_limit: str,
+) -> None:
+    """Turn lines of JSON into a file of Parquet or CSV, in bounded memory.
+
+    Args:
+        lines: an object in each.
+        target: written anew.
+        columns: what is in it, by name, and as what type of DuckDB.
+        form: of the file.
+        memory_limit: DuckDB's.
+
+    Raises:
+        StoreError: it cannot be written, or a line does not fit the columns.
+    """
+    types = ", ".join(f"{_name(name)}: '{kind}'" for name, kind in columns.items())
+    source = _LINES.replace("{columns}", f"{{{types}}}").replace("$file", _text(str(lines)))
+    how = {"csv": "FORMAT csv, HEADER", "parquet": "FORMAT parquet, COMPRESSION zstd"}[form]
+    copy = f"COPY (SELECT * FROM {source}) TO {_text(str(target))} ({how})"  # noqa: S608 - quoted
+    spill = str(target.parent)
+    config = {"threads": 1, "memory_limit": memory_limit, "temp_directory": spill, **_CLOSED}
+    with _mapped(), duckdb.connect(config=config) as connection:
+        connection.execute(copy)
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _log_of(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
 
@@ -452,14 +502,19 @@ def _write_lines(path: Path, records: Sequence[Entry]) -> dict[type, Path]:
     return {kind: _scratch_of(path, kind) for kind in files}
 
 
+def _migrations(schema_dir: Path, done: AbstractSet[str]) -> dict[str, Path]:
+    """All migrations in order. Raises `StoreError` if one was applied that is not known here."""
+    files = {path.stem: path for path in sorted(schema_dir.glob("[0-9][0-9][0-9][0-9]_*.sql"))}
+    if unknown := sorted(done - files.keys()):
+        raise StoreError(f"a newer version has written this store: {unknown[0]} is not known here")
+    return files
+
+
 def _migrate(connection: duckdb.DuckDBPyConnection, schema_dir: Path) -> None:
     """Apply the migrations that are missing, each in a transaction of its own."""
     connection.execute("CREATE TABLE IF NOT EXISTS migration (name VARCHAR NOT NULL)")
     done = {name for (name,) in connection.execute("SELECT name FROM migration").fetchall()}
-    files = {path.stem: path for path in sorted(schema_dir.glob("[0-9][0-9][0-9][0-9]_*.sql"))}
-    if unknown := sorted(done - files.keys()):
-        raise StoreError(f"a newer version has written this store: {unknown[0]} is not known here")
-    for name, path in files.items():
+    for name, path in _migrations(schema_dir, done).items():
         if name not in done:
             connection.execute("BEGIN")
             try:

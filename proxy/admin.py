@@ -6,17 +6,22 @@ calls them on its own: one list of operations, one meaning, whoever holds the lo
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from attrs import define
+from attrs import define, field
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
+from accounting import export
 from accounting.audit import Finding
 from accounting.hold import Books
-from accounting.records import Grant, GrantKind, Key, Wallet
+from accounting.records import CapWindow, Grant, GrantKind, Key, Wallet
 from accounting.refusals import UnknownKey, UnknownWallet
 from accounting.reports import Page, Query, Reader
-from pricing.money import credits_of, micro_down, parse, show
+from accounting.spending import window_ends_ms
+from accounting.store import StoreError
+from pricing.money import Pico, credits_of, micro_down, parse, show
 from proxy.errors import Kind, Rejected
 from proxy.keys import digest_of, hint_of, new_key
 from proxy.shown import shown_usage
@@ -49,6 +54,13 @@ class WalletList(Arguments, frozen=True):
     """List all wallets."""
 
 
+class WalletFreeze(Arguments, frozen=True):
+    """Freeze a wallet, or thaw it: a frozen one takes no new requests; what is under way is settled."""
+
+    wallet: str
+    frozen: bool = True
+
+
 class TopUp(Arguments, frozen=True):
     """Put credit into a wallet; the same `ref` twice is one top-up."""
 
@@ -70,6 +82,31 @@ class KeyCreate(Arguments, frozen=True):
     models: tuple[str, ...] = ()
     expires: str | None = None
     markup_ppm: int | None = None
+    cap: str | None = None
+    cap_window: CapWindow = "lifetime"
+    clamp: bool = False
+
+
+class KeyChange(Arguments, frozen=True):
+    """Change a key's limits: what is not named stays, `null` takes a limit away."""
+
+    key_id: str
+    name: str | UnsetType = UNSET
+    rpm: int | UnsetType | None = UNSET
+    tpm: int | UnsetType | None = UNSET
+    concurrency: int | UnsetType | None = UNSET
+    models: tuple[str, ...] | UnsetType = UNSET
+    expires: str | UnsetType | None = UNSET
+    markup_ppm: int | UnsetType | None = UNSET
+    cap: str | UnsetType | None = UNSET
+    cap_window: CapWindow | UnsetType = UNSET
+    clamp: bool | UnsetType = UNSET
+
+
+class KeyShow(Arguments, frozen=True):
+    """Show one key with its limits and what it has spent under its cap."""
+
+    key_id: str
 
 
 class KeyList(Arguments, frozen=True):
@@ -98,6 +135,27 @@ class Verify(Arguments, frozen=True):
     """Check every invariant of the books."""
 
 
+class Durable(Arguments, frozen=True):
+    """Say which record is the last that is on the platter for certain."""
+
+
+class ExportBegin(Arguments, frozen=True):
+    """Load what is written by now, and say up to which record."""
+
+
+class ExportPage(Arguments, frozen=True):
+    """Give a page of a table, as lines of JSON."""
+
+    table: str
+    upto: int
+    after: tuple[int, str] = export.START
+
+
+async def _not_loaded() -> int:
+    """Of books that are only read."""
+    raise Rejected(Kind.BAD_REQUEST, "These books are only read; they cannot be exported.")
+
+
 @define(eq=False)
 class Admin:
     """The operations, over one set of open books.
@@ -108,6 +166,7 @@ class Admin:
         verify_books: runs the audit.
         key_prefix: of new keys.
         random_bytes: a cryptographic source.
+        load_books: returns once all that is written by now is in the store; says the last record that is.
     """
 
     books: Books
@@ -115,6 +174,7 @@ class Admin:
     verify_books: Callable[[], Awaitable[tuple[Finding, ...]]]
     key_prefix: str
     random_bytes: Callable[[int], bytes]
+    load_books: Callable[[], Awaitable[int]] = field(default=_not_loaded, kw_only=True)
 
     async def call(self, operation: str, arguments: bytes) -> dict[str, Any]:
         """Run one operation on arguments in JSON.
@@ -145,27 +205,34 @@ class Admin:
                 f"currency: expected {CURRENCY}, which all prices are in; others need rates of exchange and are "
                 "not offered yet"
             )
-        return self._wallet(await self.books.create_wallet(asked.name, asked.currency))
+        wallet = await self.books.create_wallet(asked.name, asked.currency)
+        return self._wallet(wallet, {wallet.wallet: wallet.at_ms})
 
     async def wallet_list(self, _asked: WalletList) -> dict[str, Any]:
         """List all wallets."""
-        wallets = self.books.ledger.wallets()
-        return {"object": "list", "data": [self._wallet(wallet) for wallet in wallets]}
+        wallets, created = self.books.ledger.wallets(), await self._created("wallet")
+        return {"object": "list", "data": [self._wallet(wallet, created) for wallet in wallets]}
 
     async def wallet_show(self, asked: WalletShow) -> dict[str, Any]:
         """Show one wallet with its grants and keys."""
         ledger = self.books.ledger
         wallet = ledger.wallet(asked.wallet)
-        shown = self._wallet(wallet)
+        shown = await self._wallet_now(wallet)
         shown["grants"] = [_grant(grant, remaining) for grant, remaining in ledger.grants(asked.wallet)]
-        shown["keys"] = [_key(key) for key in ledger.keys() if key.wallet == asked.wallet]
+        created = await self._created("api_key")
+        shown["keys"] = [self._key(key, created) for key in ledger.keys() if key.wallet == asked.wallet]
         return shown
+
+    async def wallet_freeze(self, asked: WalletFreeze) -> dict[str, Any]:
+        """Freeze or thaw a wallet; one that is so already stays so, and nothing is written."""
+        wallet = self.books.ledger.wallet(asked.wallet)
+        if wallet.frozen != asked.frozen:
+            wallet = await self.books.freeze_wallet(asked.wallet, frozen=asked.frozen)
+        return await self._wallet_now(wallet)
 
     async def top_up(self, asked: TopUp) -> dict[str, Any]:
         """Put credit into a wallet, once per `ref`."""
-        amount = parse(asked.amount)
-        if amount == 0:
-            raise ValueError("amount: expected more than 0")
+        amount = _amount("amount", asked.amount)
         ref = asked.ref if asked.ref is not None else self.books.new_id("top")
         if not ref or len(ref) > NAME_MAX:
             raise ValueError(f"ref: expected 1 to {NAME_MAX} characters")
@@ -180,7 +247,7 @@ class Admin:
                 f"{grant.wallet}; nothing was done.",
                 status=409,
             )
-        shown = self._wallet(self.books.ledger.wallet(asked.wallet))
+        shown = await self._wallet_now(self.books.ledger.wallet(asked.wallet))
         return {
             "grant": grant.grant,
             "ref": ref,
@@ -192,19 +259,7 @@ class Admin:
     async def key_create(self, asked: KeyCreate) -> dict[str, Any]:
         """Make a key; the answer is the only place where it is ever shown."""
         self.books.ledger.wallet(asked.wallet)
-        for name in ("rpm", "tpm", "concurrency"):
-            limit = getattr(asked, name)
-            if limit is not None and not 1 <= limit <= 10**9:
-                raise ValueError(f"{name}: expected 1 to 1000000000")
-        if asked.markup_ppm is not None and not 0 <= asked.markup_ppm <= 10**9:
-            raise ValueError("markup_ppm: expected 0 to 1000000000")
-        if len(asked.name) > NAME_MAX:
-            raise ValueError(f"name: expected at most {NAME_MAX} characters")
-        if len(asked.models) > PATTERNS_MAX or not all(0 < len(one) <= NAME_MAX for one in asked.models):
-            raise ValueError(f"models: expected at most {PATTERNS_MAX} patterns such as openai/*")
-        expires_ms = _when(asked.expires)
-        if expires_ms is not None and expires_ms <= self.books.clock():
-            raise ValueError("expires: expected a time in the future")
+        limits = self._limits(asked)
         secret = new_key(self.key_prefix, self.random_bytes)
         key = Key(
             key=self.books.new_id("key"),
@@ -212,26 +267,42 @@ class Admin:
             digest=digest_of(secret),
             hint=hint_of(secret, self.key_prefix),
             at_ms=self.books.clock(),
-            name=asked.name,
-            requests_per_minute=asked.rpm,
-            tokens_per_minute=asked.tpm,
-            concurrency=asked.concurrency,
-            models=asked.models,
-            markup_ppm=asked.markup_ppm,
-            expires_ms=expires_ms,
+            **limits,
         )
+        if key.cap is None and key.cap_window != "lifetime":
+            raise ValueError("cap_window: expected a cap beside it")
         await self.books.create_key(key)
-        return {"key": secret, "key_id": key.key, **{k: v for k, v in _key(key).items() if k != "key_id"}}
+        shown = self._key(key, {key.key: key.at_ms})
+        return {"key": secret, "key_id": shown.pop("key_id"), **shown}
+
+    async def key_change(self, asked: KeyChange) -> dict[str, Any]:
+        """Change what is named of a key; it holds from the next request on."""
+        key, limits = self.books.ledger.key(asked.key_id), self._limits(asked)
+        if key.revoked:
+            raise ValueError(f"key {key.key!r} is revoked; make a new one")
+        if not limits:
+            raise ValueError("expected something to change")
+        if limits.get("cap", key.cap) is None:
+            if limits.get("cap_window", "lifetime") != "lifetime":
+                raise ValueError("cap_window: expected a cap beside it")
+            limits["cap_window"] = "lifetime"
+        key = replace(key, **limits, at_ms=self.books.clock())
+        return await self._key_now(await self.books.change_key(key))
+
+    async def key_show(self, asked: KeyShow) -> dict[str, Any]:
+        """Show one key; never the key itself."""
+        return await self._key_now(self.books.ledger.key(asked.key_id))
 
     async def key_list(self, asked: KeyList) -> dict[str, Any]:
         """List keys; never the keys themselves."""
         self._check_wallet(asked.wallet)
+        created = await self._created("api_key")
         keys = [key for key in self.books.ledger.keys() if asked.wallet in (None, key.wallet)]
-        return {"object": "list", "data": [_key(key) for key in keys]}
+        return {"object": "list", "data": [self._key(key, created) for key in keys]}
 
     async def key_revoke(self, asked: KeyRevoke) -> dict[str, Any]:
         """Revoke a key."""
-        return _key(await self.books.revoke_key(asked.key_id))
+        return await self._key_now(await self.books.revoke_key(asked.key_id))
 
     async def usage(self, asked: UsageList) -> dict[str, Any]:
         """List usage records, of everybody or one wallet; or all attempts of one request."""
@@ -265,19 +336,73 @@ class Admin:
             ],
         }
 
+    async def durable(self, _asked: Durable) -> dict[str, Any]:
+        """Return once all that is written by now is on the platter."""
+        seq = self.books.seq
+        await self.books.writer.durable(seq)
+        return {"seq": seq}
+
+    async def export_begin(self, _asked: ExportBegin) -> dict[str, Any]:
+        """Return once all that is written by now can be exported."""
+        return {"upto": await self.load_books()}
+
+    async def export_page(self, asked: ExportPage) -> dict[str, Any]:
+        """Give a page of a table."""
+        table = export.BY_NAME.get(asked.table)
+        if table is None:
+            raise ValueError(f"table: expected one of {', '.join(export.BY_NAME)}")
+        page = await export.page(self.reader.ask, table, asked.upto, asked.after)
+        return {"lines": page.lines, "after": page.after}
+
     def _check_wallet(self, wallet: str | None) -> None:
         """Tell a wallet that is not there from one that is empty. Raises `UnknownWallet`."""
         if wallet is not None:
             self.books.ledger.wallet(wallet)
 
-    def _wallet(self, wallet: Wallet) -> dict[str, Any]:
+    def _limits(self, asked: KeyCreate | KeyChange) -> dict[str, Any]:
+        """What is asked for of a key, by the names of its record. Raises ValueError for what cannot be."""
+        given = {name: value for name in _LIMITS if (value := getattr(asked, name)) is not UNSET}
+        for name in ("rpm", "tpm", "concurrency"):
+            limit = given.get(name)
+            if limit is not None and not 1 <= limit <= 10**9:
+                raise ValueError(f"{name}: expected 1 to 1000000000")
+        markup = given.get("markup_ppm")
+        if markup is not None and not 0 <= markup <= 10**9:
+            raise ValueError("markup_ppm: expected 0 to 1000000000")
+        if len(given.get("name", "")) > NAME_MAX:
+            raise ValueError(f"name: expected at most {NAME_MAX} characters")
+        models = given.get("models", ())
+        if len(models) > PATTERNS_MAX or not all(0 < len(one) <= NAME_MAX for one in models):
+            raise ValueError(f"models: expected at most {PATTERNS_MAX} patterns such as openai/*")
+        if "expires" in given:
+            given["expires"] = _when(given["expires"])
+            if given["expires"] is not None and given["expires"] <= self.books.clock():
+                raise ValueError("expires: expected a time in the future")
+        if given.get("cap") is not None:
+            given["cap"] = _amount("cap", given["cap"])
+        return {_LIMITS[name]: value for name, value in given.items()}
+
+    async def _created(
+        self, table: Literal["wallet", "api_key"], which: str | None = None
+    ) -> dict[str, int] | None:
+        """When they were made, as far as the store has it; `None`: it cannot be asked, and nothing waits for it."""
+        try:
+            return await self.reader.created(table, which)
+        except StoreError:
+            return None
+
+    async def _wallet_now(self, wallet: Wallet) -> dict[str, Any]:
+        created = await self._created("wallet", wallet.wallet)
+        return self._wallet(self.books.ledger.wallet(wallet.wallet), created)
+
+    def _wallet(self, wallet: Wallet, created: dict[str, int] | None) -> dict[str, Any]:
         balance = self.books.balance(wallet.wallet)
         return {
             "wallet": wallet.wallet,
             "name": wallet.name,
             "currency": wallet.currency,
             "frozen": wallet.frozen,
-            "created_at": _iso(wallet.at_ms),
+            "created_at": _created_at(created, wallet.wallet, wallet.at_ms),
             "balance": show(balance.balance),
             "held": show(balance.held),
             "available": show(balance.available),
@@ -285,21 +410,69 @@ class Admin:
             "balance_micro": micro_down(balance.balance),
         }
 
+    async def _key_now(self, key: Key) -> dict[str, Any]:
+        return self._key(key, await self._created("api_key", key.key))
+
+    def _key(self, key: Key, created: dict[str, int] | None) -> dict[str, Any]:
+        now = self.books.clock()
+        spent, held = self.books.ledger.spent_within_cap(key.key, now)
+        return {
+            "key_id": key.key,
+            "wallet": key.wallet,
+            "hint": key.hint,
+            "name": key.name,
+            "rpm": key.requests_per_minute,
+            "tpm": key.tokens_per_minute,
+            "concurrency": key.concurrency,
+            "models": list(key.models),
+            "markup_ppm": key.markup_ppm,
+            "cap": None if key.cap is None else show(key.cap),
+            "cap_window": None if key.cap is None else key.cap_window,
+            "cap_spent": None if key.cap is None else show(spent),
+            "cap_held": None if key.cap is None else show(held),
+            "cap_resets_at": None if key.cap is None else _iso(window_ends_ms(key.cap_window, now)),
+            "clamp": key.clamp,
+            "created_at": _created_at(created, key.key, key.at_ms),
+            "expires_at": _iso(key.expires_ms),
+            "revoked": key.revoked,
+        }
+
+
+_LIMITS: Final = {
+    "name": "name",
+    "rpm": "requests_per_minute",
+    "tpm": "tokens_per_minute",
+    "concurrency": "concurrency",
+    "models": "models",
+    "expires": "expires_ms",
+    "markup_ppm": "markup_ppm",
+    "cap": "cap",
+    "cap_window": "cap_window",
+    "clamp": "clamp",
+}
+"""What may be said of a key, and what its record calls that."""
+
 
 OPERATIONS: Final[dict[str, tuple[type, Callable[[Admin, Any], Awaitable[dict[str, Any]]]]]] = {
     "wallet_create": (WalletCreate, Admin.wallet_create),
     "wallet_list": (WalletList, Admin.wallet_list),
     "wallet_show": (WalletShow, Admin.wallet_show),
+    "wallet_freeze": (WalletFreeze, Admin.wallet_freeze),
     "top_up": (TopUp, Admin.top_up),
     "key_create": (KeyCreate, Admin.key_create),
+    "key_change": (KeyChange, Admin.key_change),
+    "key_show": (KeyShow, Admin.key_show),
     "key_list": (KeyList, Admin.key_list),
     "key_revoke": (KeyRevoke, Admin.key_revoke),
     "usage": (UsageList, Admin.usage),
     "verify": (Verify, Admin.verify),
+    "durable": (Durable, Admin.durable),
+    "export_begin": (ExportBegin, Admin.export_begin),
+    "export_page": (ExportPage, Admin.export_page),
 }
 """Every operation by name: its arguments, and what runs it."""
 
-READS: Final = frozenset({"wallet_list", "wallet_show", "key_list", "usage", "verify"})
+READS: Final = frozenset({"wallet_list", "wallet_show", "key_show", "key_list", "usage"})
 """Operations that change nothing; they work on a closed state directory without repairing it."""
 
 
@@ -329,21 +502,17 @@ def _grant(grant: Grant, remaining: int) -> dict[str, Any]:
     }
 
 
-def _key(key: Key) -> dict[str, Any]:
-    return {
-        "key_id": key.key,
-        "wallet": key.wallet,
-        "hint": key.hint,
-        "name": key.name,
-        "rpm": key.requests_per_minute,
-        "tpm": key.tokens_per_minute,
-        "concurrency": key.concurrency,
-        "models": list(key.models),
-        "markup_ppm": key.markup_ppm,
-        "created_at": _iso(key.at_ms),
-        "expires_at": _iso(key.expires_ms),
-        "revoked": key.revoked,
-    }
+def _amount(name: str, text: str) -> Pico:
+    """An amount of money that is more than nothing."""
+    amount = parse(text)
+    if amount == 0:
+        raise ValueError(f"{name}: expected more than 0")
+    return amount
+
+
+def _created_at(created: dict[str, int] | None, which: str, at_ms: int) -> str | None:
+    """When it was made: what is not in the store yet was made just now, and its line is its first."""
+    return None if created is None else _iso(created.get(which, at_ms))
 
 
 def _iso(at_ms: int | None) -> str | None:

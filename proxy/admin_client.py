@@ -14,7 +14,8 @@ from proxy.types import Secret
 ADDRESS_FILE: Final = "gateway.json"
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - the name of a file
 TIMEOUT_SECONDS: Final = 60.0
-"""`verify` on large books takes its time; everything else answers at once."""
+LONG_SECONDS: Final = {"verify": 3600.0, "export_begin": 600.0}
+"""Operations that take their time on large books, or on a slow store; everything else answers at once."""
 
 
 class Unreachable(Exception):
@@ -74,6 +75,7 @@ class AdminClient:
             f"{self.address.admin_url}/admin/{operation}",
             {"authorization": f"Bearer {self.token.reveal()}", "content-type": "application/json"},
             arguments,
+            timeout_seconds=LONG_SECONDS.get(operation, TIMEOUT_SECONDS),
         )
         try:
             decoded: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
@@ -85,10 +87,18 @@ class AdminClient:
             ) from None
         return decoded
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> Answer:
         """Send one HTTP request. Raises `Unreachable`."""
         try:
-            with httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+            with httpx.Client(trust_env=False, timeout=timeout_seconds) as client:
                 answer = client.request(method, url, headers=dict(headers), content=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(f"{url} does not answer: {error or type(error).__name__}") from None

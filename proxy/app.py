@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime
@@ -72,6 +73,11 @@ DEMO_CREDIT: Final = "10.00"
 SANDBOX_KINDS: Final = ("openai", "anthropic", "gemini")
 EXPIRY_SECONDS: Final = 60.0
 """How often grants are looked over for some that have expired."""
+
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread may keep the interpreter while others want it: a write to the journal lets go of it, and would
+wait for a load into the store to give it back. Measured beside such loads: hold and settle 0.4 ms at p99, where
+Python's own 5 ms make it 1.4 to 2.5 ms, at the same CPU time."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -171,6 +177,7 @@ def _signals() -> Iterator[_Stop]:
 
 async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | None = None) -> int:
     """Go up, say so, wait, go down."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     telemetry = _telemetry(config)
     async with books.opened(config, telemetry) as opened, _client(config) as client:
         gateway, pool = _gateway(config, opened, telemetry, client)

@@ -7,7 +7,7 @@ only reads replays the journal in memory and opens the store to read; it takes n
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from accounting.refusals import Contradiction
 from accounting.reports import Reader
 from accounting.scan import JournalDamaged, read_upto, scan
 from accounting.store import NAME as STORE_NAME
-from accounting.store import Store, StoreError
+from accounting.store import Store, StoreError, StoreOutdated
 from pricing.catalog import Catalog
 from proxy.admin import READS, Admin
 from proxy.config import DATA, Config
@@ -132,7 +132,16 @@ class OpenBooks:
 
     def admin(self, config: Config) -> Admin:
         """The operator's operations on them."""
-        return Admin(self.books, self.reader, self.verify, config.keys.prefix, secrets.token_bytes)
+        prefix = config.keys.prefix
+        return Admin(self.books, self.reader, self.verify, prefix, secrets.token_bytes, load_books=self.load)
+
+    async def load(self) -> int:
+        """Return once all that is written by now is in the store; says the last record that is.
+
+        Not the last that had been asked for: what was loaded together was posted together.
+        """
+        await self.recorder.flush()
+        return self.recorder.loaded
 
     async def verify(self) -> tuple[Finding, ...]:
         """Check every invariant, on books that go on being written."""
@@ -187,6 +196,7 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         trio.current_time,
         partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(RECORDER_THREADS)),
         loaded=recovered.journal.seq,
+        sync_seconds=settings.relaxed_seconds if settings.durability == "relaxed" else 0.0,
         load_seconds=settings.load_seconds,
         load_records_max=settings.load_records_max,
         unloaded_max=settings.unloaded_max,
@@ -229,25 +239,38 @@ async def operate(
         Unavailable: the books cannot be opened.
     """
     # verify recovers first: what a killed process left is not wrong, only unfinished
-    if operation in READS - {"verify"}:
-        return await _reading(config).call(operation, arguments)
+    if operation in READS:
+        with suppress(StoreOutdated):  # then it is brought up to date first, as by anything that writes
+            return await _reading(config).call(operation, arguments)
+    if operation in {*READS, "verify"}:
+        existing(config)
     async with opened(config, telemetry()) as books:
         return await books.admin(config).call(operation, arguments)
 
 
-def _reading(config: Config) -> Admin:
-    """The operations that only read, over the journal replayed in memory and the store as it is."""
+def existing(config: Config) -> Path:
+    """The state directory. Raises `Unavailable` if there are no books in it, so that none are made by reading."""
     state = _state_of(config)
     if not (state / JOURNAL).is_dir():
         raise Unavailable(f"there are no books in {state}; `farebox wallet create` makes some")
+    return state
+
+
+def _reading(config: Config) -> Admin:
+    """The operations that only read, over the journal replayed in memory and the store as it is."""
+    state = existing(config)
     ledger, tail = Ledger(), _Tail()
     try:
-        store = Store.open_to_read(state / STORE_NAME, memory_limit=config.books.store_memory)
+        store = Store.open_to_read(
+            state / STORE_NAME, memory_limit=config.books.store_memory, schema_dir=SCHEMA
+        )
         loaded = store.loaded_seq()
         for seq, record in scan(OsDisk(), state / JOURNAL):
             ledger.replay(record)
             if seq > loaded and isinstance(record, UsageRecord):
                 tail.records.append((seq, record))
+    except StoreOutdated:
+        raise
     except (StoreError, JournalDamaged, Contradiction, OSError) as error:
         raise Unavailable(str(error)) from error
     books = Books(ledger, _NoWriter(), wall_ms, trio.current_time, new_id)
@@ -314,3 +337,5 @@ def _report(findings: Any, set_aside: list[Path], telemetry: Telemetry) -> None:
         telemetry.log(
             "warning", "settled_after_a_kill", because=f"{len(findings.settled)} attempts were open"
         )
+    if findings.jobs:
+        telemetry.log("info", "jobs_open", because=f"{len(findings.jobs)} jobs go on at their providers")

@@ -2,44 +2,40 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import msgspec
 import trio
 from attrs import evolve
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from accounting.hold import Overloaded
 from accounting.journal import BooksFailed
+from accounting.records import CapWindow
 from pricing.catalog import Catalog, notices
 from pricing.load import PriceError, check, load_catalog
 from pricing.money import PPM
-from proxy import app, doctor
+from proxy import app, cli_books, doctor
 from proxy.admin_client import Unreachable
-from proxy.config import DATA, Config, ConfigError, load
+from proxy.config import DATA, Config, ConfigError
 from proxy.config_template import template
 from proxy.errors import Failure
 from proxy.routing import Router
 from proxy.shown import shown_model
+from proxy.terminal import CONFIG_NAME, ask, out, show, show_table, with_config, with_json
+from proxy.upkeep import ungrouped
 
 DEMO_STATE: Final = "farebox-demo-state"
-CONFIG_NAME: Final = "farebox.toml"
-
-PIPE_WIDTH: Final = 240
-"""Columns of a table that goes into a pipe or a file, where nobody's window is the limit."""
 
 
 def main() -> None:
     """Run the command; every expected failure is one sentence on standard error and exit status 1 (or 2)."""
     try:
-        with _ungrouped():
+        with ungrouped():
             farebox(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
@@ -57,20 +53,6 @@ def main() -> None:
         sys.exit(130)
 
 
-@contextmanager
-def _ungrouped() -> Iterator[None]:
-    """Take a lone exception out of the groups that nurseries put around it; commands show sentences."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        alone: BaseException = group
-        while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
-            alone = alone.exceptions[0]
-        if isinstance(alone, BaseExceptionGroup):
-            raise
-        raise alone from None
-
-
 def _die(message: str) -> None:
     click.echo(f"farebox: {message}", err=True)
     sys.exit(1)
@@ -80,34 +62,6 @@ def _die(message: str) -> None:
 @click.version_option(package_name="farebox")
 def farebox() -> None:
     """A self-hosted AI credits gateway: one prepaid balance, every model, any app."""
-
-
-def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--config` and `--state`, and hand the command a Config."""
-
-    @click.option(
-        "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), envvar="FAREBOX_CONFIG",
-        help=f"Settings; by default {CONFIG_NAME} in this directory, if it is there.",
-    )  # fmt: skip
-    @click.option(
-        "--state", type=click.Path(file_okay=False), envvar="FAREBOX_STATE",
-        help="State directory: the books, the lock, the admin token.",
-    )  # fmt: skip
-    @wraps(command)
-    def wrapped(config_path: Path | None, state: str | None, **arguments: Any) -> Any:
-        if config_path is None and Path(CONFIG_NAME).is_file():
-            config_path = Path(CONFIG_NAME)
-        config = load(config_path, os.environ)
-        if state is not None:
-            config = evolve(config, books=evolve(config.books, state_dir=state))
-        return command(config=config, **arguments)
-
-    return wrapped
-
-
-def with_json(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(command)
 
 
 def with_listener(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,7 +204,7 @@ def wallet() -> None:
 @with_json
 def wallet_create(config: Config, as_json: bool, **asked: Any) -> None:
     """Make a wallet."""
-    _show(_ask(config, "wallet_create", asked), as_json)
+    show(ask(config, "wallet_create", asked), as_json)
 
 
 @wallet.command("list")
@@ -258,10 +212,10 @@ def wallet_create(config: Config, as_json: bool, **asked: Any) -> None:
 @with_json
 def wallet_list(config: Config, as_json: bool) -> None:
     """List all wallets."""
-    _show(
-        _ask(config, "wallet_list", {}),
+    show(
+        ask(config, "wallet_list", {}),
         as_json,
-        columns=("wallet", "name", "currency", "balance", "held", "available"),
+        columns=("wallet", "name", "currency", "balance", "held", "available", "frozen"),
     )
 
 
@@ -271,7 +225,25 @@ def wallet_list(config: Config, as_json: bool) -> None:
 @with_json
 def wallet_show(config: Config, wallet_id: str, as_json: bool) -> None:
     """Show one wallet with its grants and keys."""
-    _show(_ask(config, "wallet_show", {"wallet": wallet_id}), as_json)
+    show(ask(config, "wallet_show", {"wallet": wallet_id}), as_json)
+
+
+@wallet.command("freeze")
+@click.argument("wallet_id")
+@with_config
+@with_json
+def wallet_freeze(config: Config, wallet_id: str, as_json: bool) -> None:
+    """Freeze a wallet: it takes no new requests; what is under way is settled."""
+    show(ask(config, "wallet_freeze", {"wallet": wallet_id, "frozen": True}), as_json)
+
+
+@wallet.command("thaw")
+@click.argument("wallet_id")
+@with_config
+@with_json
+def wallet_thaw(config: Config, wallet_id: str, as_json: bool) -> None:
+    """Let a frozen wallet take requests again."""
+    show(ask(config, "wallet_freeze", {"wallet": wallet_id, "frozen": False}), as_json)
 
 
 @farebox.command()
@@ -286,7 +258,7 @@ def wallet_show(config: Config, wallet_id: str, as_json: bool) -> None:
 @with_json
 def topup(config: Config, as_json: bool, **asked: Any) -> None:
     """Put credit into a wallet."""
-    _show(_ask(config, "top_up", asked), as_json)
+    show(ask(config, "top_up", asked), as_json)
 
 
 @farebox.group()
@@ -294,21 +266,93 @@ def key() -> None:
     """Keys: who may spend from a wallet, and how fast."""
 
 
+def with_limits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each limit of a key."""
+    for option in reversed(
+        (
+            click.option("--rpm", type=int, help="Requests per minute."),
+            click.option("--tpm", type=int, help="Tokens per minute."),
+            click.option("--concurrency", type=int, help="Requests under way at once."),
+            click.option(
+                "--models", help="Comma-separated patterns such as openai/*,anthropic/claude-haiku-*."
+            ),
+            click.option("--expires", help="When it expires: 2027-01-31 or 2027-01-31T12:00:00Z."),
+            click.option("--markup-ppm", type=int, help="What it pays, in parts per million of list price."),
+            click.option("--cap", help="Most that it may spend in one window: a decimal such as 10.00."),
+            click.option(
+                "--cap-window",
+                type=click.Choice(get_args(CapWindow)),
+                help="How long such a window is; days, weeks (from Monday) and months of UTC.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @key.command("create")
 @click.option("--wallet", required=True, help="Whose money it spends.")
 @click.option("--name", default="", help="A name to recognise it by.")
-@click.option("--rpm", type=int, help="Requests per minute.")
-@click.option("--tpm", type=int, help="Tokens per minute.")
-@click.option("--concurrency", type=int, help="Requests under way at once.")
-@click.option("--models", help="Comma-separated patterns such as openai/*,anthropic/claude-haiku-*.")
-@click.option("--expires", help="When it expires: 2027-01-31 or 2027-01-31T12:00:00Z.")
-@click.option("--markup-ppm", type=int, help="What it pays, in parts per million of list price.")
+@with_limits
+@click.option(
+    "--clamp", is_flag=True, help="Lower a bound on output that the credit cannot bear, not refuse it."
+)
 @with_config
 @with_json
-def key_create(config: Config, as_json: bool, models: str | None, **asked: Any) -> None:
+def key_create(
+    config: Config, as_json: bool, models: str | None, cap_window: str | None, **asked: Any
+) -> None:
     """Make a key; it is shown once."""
-    asked["models"] = [name.strip() for name in (models or "").split(",") if name.strip()]
-    _show(_ask(config, "key_create", asked), as_json)
+    asked["models"] = _patterns(models)
+    if cap_window is not None:
+        asked["cap_window"] = cap_window
+    show(ask(config, "key_create", asked), as_json)
+
+
+REMOVABLE: Final = ("rpm", "tpm", "concurrency", "models", "expires", "markup_ppm", "cap")
+
+
+def with_removals(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each limit that can be taken away."""
+    for name in reversed(REMOVABLE):
+        option = f"--no-{name.replace('_', '-')}"
+        command = click.option(option, is_flag=True, help=f"Take --{option[5:]} away.")(command)
+    return command
+
+
+@key.command("change")
+@click.argument("key_id")
+@click.option("--name", help="A name to recognise it by.")
+@with_limits
+@click.option("--clamp/--no-clamp", default=None, help="Lower a bound on output that the credit cannot bear.")
+@with_removals
+@with_config
+@with_json
+def key_change(config: Config, as_json: bool, key_id: str, **asked: Any) -> None:
+    """Change a key's limits, from the next request on; what is not named stays."""
+    removed = [name for name in REMOVABLE if asked.pop(f"no_{name}")]
+    changes = {name: value for name, value in asked.items() if value is not None}
+    for name in removed:
+        if name in changes:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} and --no-{option} contradict each other.")
+        changes[name] = None
+    if "models" in changes:
+        changes["models"] = _patterns(changes["models"])
+    show(ask(config, "key_change", {"key_id": key_id, **changes}), as_json)
+
+
+def _patterns(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+@key.command("show")
+@click.argument("key_id")
+@with_config
+@with_json
+def key_show(config: Config, as_json: bool, key_id: str) -> None:
+    """Show one key with its limits, and what it has spent under its cap; never the key itself."""
+    show(ask(config, "key_show", {"key_id": key_id}), as_json)
 
 
 @key.command("list")
@@ -317,8 +361,9 @@ def key_create(config: Config, as_json: bool, models: str | None, **asked: Any) 
 @with_json
 def key_list(config: Config, as_json: bool, wallet: str | None) -> None:
     """List keys; never the keys themselves."""
-    columns = ("key_id", "wallet", "hint", "name", "rpm", "concurrency", "expires_at", "revoked")
-    _show(_ask(config, "key_list", {"wallet": wallet}), as_json, columns=columns)
+    columns = ("key_id", "wallet", "hint", "name", "rpm", "concurrency", "cap", "cap_window", "cap_spent", "clamp",
+               "expires_at", "revoked")  # fmt: skip
+    show(ask(config, "key_list", {"wallet": wallet}), as_json, columns=columns)
 
 
 @key.command("revoke")
@@ -327,7 +372,7 @@ def key_list(config: Config, as_json: bool, wallet: str | None) -> None:
 @with_json
 def key_revoke(config: Config, as_json: bool, key_id: str) -> None:
     """Revoke a key; the next request with it is refused."""
-    _show(_ask(config, "key_revoke", {"key_id": key_id}), as_json)
+    show(ask(config, "key_revoke", {"key_id": key_id}), as_json)
 
 
 @farebox.command()
@@ -350,22 +395,7 @@ def usage(config: Config, as_json: bool, **asked: Any) -> None:
         "output_tokens",
         "cost",
     )
-    _show(_ask(config, "usage", asked), as_json, columns=columns)
-
-
-@farebox.command()
-@with_config
-@with_json
-def verify(config: Config, as_json: bool) -> None:
-    """Check every invariant of the books; exit status 1 names what does not hold."""
-    found = _ask(config, "verify", {})
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif found["ok"]:
-        click.echo("All invariants hold.")
-    else:
-        _table(found["findings"], ("invariant", "what", "where"))
-    sys.exit(0 if found["ok"] else 1)
+    show(ask(config, "usage", asked), as_json, columns=columns)
 
 
 @farebox.command("doctor")
@@ -386,8 +416,12 @@ def doctor_command(config: Config, base_url: str | None, model: str | None, as_j
             msgspec.json.encode({"ok": all(step.ok for step in steps), "steps": [s.shown() for s in steps]})
         )
     else:
-        _table([step.shown() for step in steps], ("step", "ok", "expected", "status", "answer"))
+        show_table([step.shown() for step in steps], ("step", "ok", "expected", "status", "answer"))
     sys.exit(0 if all(step.ok for step in steps) else 1)
+
+
+for command in cli_books.COMMANDS:
+    farebox.add_command(command)
 
 
 # Models and prices
@@ -415,7 +449,7 @@ def models(config: Config, as_json: bool) -> None:
         "input_cost_per_1m",
         "output_cost_per_1m",
     )
-    _show({"object": "list", "data": data}, as_json, columns=columns)
+    show({"object": "list", "data": data}, as_json, columns=columns)
 
 
 @farebox.group()
@@ -433,7 +467,7 @@ def prices_list(config: Config, as_json: bool) -> None:
     data = [shown_model(one, catalog.price(one, PPM, day)) for one in priced]
     columns = ("id", "context_window", "max_output_tokens", "input_cost_per_1m", "cache_read_cost_per_1m",
                "output_cost_per_1m")  # fmt: skip
-    _show({"object": "list", "price_version": catalog.version, "data": data}, as_json, columns=columns)
+    show({"object": "list", "price_version": catalog.version, "data": data}, as_json, columns=columns)
 
 
 @prices.command("check")
@@ -450,53 +484,3 @@ def prices_check(config: Config, as_json: bool) -> None:
         nothing = f"{len(catalog.models)} models, version {catalog.version}: nothing looks wrong."
         click.echo("\n".join((*(problems or (nothing,)), *soon)))
     sys.exit(1 if problems else 0)
-
-
-# Showing
-
-
-def _ask(config: Config, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run an operation on the running gateway, or on the books themselves."""
-    return app.operate(config, operation, msgspec.json.encode(asked))
-
-
-def _show(answer: dict[str, Any], as_json: bool, columns: tuple[str, ...] = ()) -> None:
-    if as_json:
-        click.echo(msgspec.json.encode(answer))
-    elif columns:
-        _table(answer["data"], columns)
-    else:
-        _facts(answer)
-
-
-def out() -> Console:
-    """Where tables and sentences go."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-
-
-def _facts(answer: dict[str, Any]) -> None:
-    table = Table(box=None, show_header=False)
-    for name, value in answer.items():
-        if not isinstance(value, list):
-            table.add_row(name, escape(_text(value)))
-    out().print(table)
-    for name, value in answer.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            click.echo(f"\n{name}:")
-            _table(value, tuple(value[0]))
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        # ids are there to be copied
-        table.add_column(column, overflow="fold", no_wrap=column in ("wallet", "key_id", "request_id", "id"))
-    for row in rows:
-        table.add_row(*(escape(_text(row.get(column))) for column in columns))
-    out().print(table)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

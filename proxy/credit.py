@@ -3,8 +3,8 @@
 import re
 from typing import Any, Final
 
-from accounting.hold import Books, Hold, Insufficient, KeyRevoked, Overloaded, WalletFrozen
 from accounting.claims import Claim
+from accounting.hold import Books, Hold, Insufficient, KeyRevoked, Overloaded, WalletFrozen
 from accounting.refusals import Refusal, TooManyTasks, UnknownTask
 from accounting.spending import Budget
 from pricing.money import micro_up, parse

@@ -174,10 +174,10 @@ class Invoice:
         """The usage that a provider bills which writes to the end."""
         return self.said.usage
 
-    @property
-    def so_far(self) -> Usage:
-        """The usage of what was read of a stream before it was closed."""
-        read = self._reads - sum(isinstance(step, bytes) for step in self._exchange.steps)
+    def so_far(self, but=0) -> Usage:
+        """The usage of what was read of a stream before it was closed; without its last reads, if so asked."""
+        left = sum(isinstance(step, bytes) for step in self._exchange.steps)
+        read = max(self._reads - left - but, 0)
         return self.said.used_after(self.tokens[read - 1] if read else 0)
 
 

@@ -28,6 +28,9 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             "accounting.bill",
             "accounting.audit",
             "accounting.checks",
+            "accounting.export",
+            "accounting.invoice",
+            "accounting.checks",
             "accounting.ports",
             "accounting.claims",
             "accounting.purse",
@@ -46,6 +49,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             "accounting.carries",
             "accounting.segment",
             "accounting.archive",
+            "accounting.backup",
             "accounting.scan",
             "accounting.recorder",
             "accounting.recovery",
@@ -287,6 +291,9 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     "proxy.app": (ANYTHING, False),
     "proxy.books": (ANYTHING, False),
     "proxy.cli": (ANYTHING, False),
+    "proxy.cli_books": (ANYTHING, False),
+    "proxy.terminal": (ANYTHING, False),
+    "proxy.upkeep": (ANYTHING, False),
     "proxy.__main__": (ANYTHING, False),
 }
 
@@ -295,7 +302,7 @@ THIRD_PARTY_OWNERS = {
     "httpx": {"proxy.upstreams.client", "proxy.upstreams.transport", "proxy.admin_client"},
     "trio_websocket": {"proxy.upstreams.websocket"},
     "cattrs": {"proxy.config"},
-    "click": {"proxy.cli"},
+    "click": {"proxy.cli", "proxy.cli_books", "proxy.terminal"},
 }
 """Libraries that only these modules may import."""
 

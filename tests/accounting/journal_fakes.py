@@ -53,7 +53,20 @@ class Inode:
             self.platter[at] = self.cache[at]
         self.dirty.clear()
 
+    def write(self, data, offset):
+        if data:
+            self.cache.extend(bytes(max(offset + len(data) - len(self.cache), 0)))
+            self.cache[offset : offset + len(data)] = data
+            self.dirty.update(range(offset // PAGE, (offset + len(data) - 1) // PAGE + 1))
+        return len(data)
+
     def lose_power(self, rng):
+        """The cache is gone."""
+        self.write_back(rng)
+        self.cache = bytearray(self.platter)
+        self.dirty.clear()
+
+    def write_back(self, rng):
         """Any pages that were not synced may have reached the platter, in any order; so may the size."""
         if len(self.cache) != len(self.platter) and rng.random() < 0.5:
             size = len(self.cache)
@@ -63,13 +76,14 @@ class Inode:
             if rng.random() < 0.5:
                 at = slice(page * PAGE, min((page + 1) * PAGE, len(self.platter)))
                 self.platter[at] = self.cache[at]
-        self.cache = bytearray(self.platter)
-        self.dirty.clear()
 
 
 @define(eq=False)
 class FakeDisk:
-    """Implements `accounting.disk.Disk`; `before` is asked before each operation and may raise."""
+    """Implements `accounting.disk.Disk`; `before` is asked before each operation and may raise.
+
+    With `rng`, a pwrite or an fdatasync that fails has done a part of its work, or all of it.
+    """
 
     names_now: dict[Path, Inode] = field(factory=dict)
     names_platter: dict[Path, Inode] = field(factory=dict)
@@ -78,6 +92,7 @@ class FakeDisk:
     capacity: int = 2**40
     before: object = None
     write_at_most: int | None = None
+    rng: random.Random | None = None
     _files: dict[int, tuple[Path, Inode]] = field(factory=dict)
     _unsynced_names: list[tuple[str, Path, Path | None]] = field(factory=list)
 
@@ -154,21 +169,21 @@ class FakeDisk:
 
     def pwrite(self, descriptor, data, offset):
         path, inode = self._files[descriptor]
-        self._begin("pwrite", path)
-        data = data[: self.write_at_most]
-        if not data:
-            return 0
-        if offset + len(data) > len(inode.cache):
-            inode.cache.extend(bytes(offset + len(data) - len(inode.cache)))
-        inode.cache[offset : offset + len(data)] = data
-        inode.dirty.update(range(offset // PAGE, (offset + len(data) - 1) // PAGE + 1))
-        return len(data)
+        try:
+            self._begin("pwrite", path)
+        except OSError:
+            if self.rng is not None:
+                inode.write(data[: self.rng.randrange(len(data) + 1)], offset)
+            raise
+        return inode.write(data[: self.write_at_most], offset)
 
     def fdatasync(self, descriptor):
         path, inode = self._files[descriptor]
         try:
             self._begin("fdatasync", path)
         except OSError:
+            if self.rng is not None:
+                inode.write_back(self.rng)
             inode.dirty.clear()  # as Linux does: it counts as clean from now on, and is not on the platter
             raise
         inode.sync()

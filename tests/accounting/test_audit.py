@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from accounting.audit import (
     SHOWN_MAX,
+    Caps,
     Finding,
     Totals,
     audit_journal,
@@ -14,15 +15,28 @@ from accounting.audit import (
     store_totals,
     verify,
 )
-from accounting.hold import Snapshot
 from accounting.claims import Claim
-from accounting.records import Ending, GrantKind, Key, Mark, Spender, UsageRecord, Wallet
+from accounting.hold import Snapshot
+from accounting.records import (
+    Attempt,
+    Ending,
+    Extension,
+    GrantKind,
+    Key,
+    Mark,
+    Spender,
+    UsageRecord,
+    Wallet,
+)
+from accounting.spending import TASK_IDLE_MS, Budget, first_day
 from accounting.store import Store
 from pricing.usage import Reported, Usage
 from proxy.config import DATA
 from tests.accounting.ledger_fakes import FakeClient, World, no_cut, terms
 
 KEY = Key("k1", "w1", "d1", "fb…1", 1)
+CAPPED = Key("k3", "w1", "d3", "fb…3", 6_000, cap=2_000, cap_window="day")
+DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 
 
@@ -51,8 +65,36 @@ def busy_world():
             hold.cover(b"x", no_cut)
     world.ms = 7_000
     world.books.expire_due()
+    task_and_jobs(world)
     world.books.hold("r9", Claim(Spender("w1", "k1")), 900, FakeClient()).attempt(terms())
     return world
+
+
+def task_and_jobs(world):
+    """A task with a budget under a key with a cap, holds that change, and jobs: finished, failed and open."""
+    world.books.put_down(CAPPED)
+    for number, most in enumerate((2_000, 1_500, None)):
+        spend(world, f"t{number}", budget=Budget("task", most), held=500, to=700 - 50 * number)
+    for number in range(3):
+        with world.books.hold(f"j{number}", Claim(Spender("w1", "k1"), 7_000), 900, FakeClient()) as hold:
+            hold.attempt(terms(), job=True)
+            hold.sending()
+            world.books.put_down(Extension(f"j{number}", 1, 800, 7_000))
+            hold.accepted(f"video-{number}", Usage(input=10, output=20))
+    world.books.settle_job("j0", finished=True)
+    world.books.settle_job("j1", finished=False)
+
+
+def spend(world, request, *, key="k3", budget=None, held=500, to=None, output=20):
+    """A request that is charged 30 and 15 for each token of output."""
+    claim = Claim(Spender("w1", key), world.ms, budget)
+    with world.books.hold(request, claim, held, FakeClient()) as hold:
+        hold.attempt(terms())
+        if to is not None:
+            world.books.put_down(Extension(request, 1, to, world.ms))
+        hold.sending()
+        hold.meter.report(Reported((Usage(input=10, output=output),), final=True))
+        hold.cover(b"x", no_cut)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +222,24 @@ WRONGS = [
     ("UPDATE api_key SET wallet = 'nobody'", "I8"),
     ("UPDATE grant_ SET source_key = 'same'", "I9"),
     ("UPDATE grant_ SET grant_ = 'same'", "I9"),
+    ("UPDATE usage SET held = held + 1 WHERE request = 't0'", "I3"),
+    ("UPDATE extension SET hold = hold + 1 WHERE request = 't0'", "I3"),
+    ("DELETE FROM extension WHERE request = 'j0'", "I3"),
+    ("UPDATE usage SET budget = 'other' WHERE request = 't0'", "I3"),
+    ("UPDATE extension SET seq = 1 WHERE request = 't0'", "I3"),
+    ("UPDATE extension SET seq = (SELECT loaded_seq FROM meta) WHERE request = 't0'", "I3"),
+    ("UPDATE extension SET number = 2 WHERE request = 't0'", "I3"),
+    ("INSERT INTO extension VALUES (1, 'nobody', 1, 5, 5)", "I3"),
+    ("UPDATE job SET request = 'r4' WHERE request = 'j0'", "I3"),
+    ("UPDATE job SET seq = (SELECT loaded_seq FROM meta) WHERE request = 'j1'", "I3"),
+    ("INSERT INTO job SELECT * FROM job WHERE request = 'j2'", "I3"),
+    ("UPDATE attempt SET kind = 'call' WHERE request = 'j2'", "I3"),
+    ("UPDATE extension SET seq = 1000 WHERE request = 'j2'", "I4"),
+    ("UPDATE job SET seq = 1 WHERE request = 'j2'", "I4"),
+    ("UPDATE job SET cost = cost + 1 WHERE request = 'j0'", "I7"),
+    ("UPDATE attempt SET budget_max = 989 WHERE request = 't2'", "I2"),
+    ("UPDATE attempt SET budget_max = 659 WHERE request = 't1'", "I2"),
+    ("UPDATE usage SET charged = 1_000_000 WHERE request = 't0'", "I2"),
 ]
 
 
@@ -197,6 +257,172 @@ async def test_an_attempt_open_for_longer_than_an_answer_can_take_is_found(books
     assert await store_findings(ask, now_ms=7_000 + HOUR_MS) == ()
     (finding,) = await store_findings(ask, now_ms=7_001 + HOUR_MS)
     assert finding == Finding("I13", "open since 7000", "request r9, attempt 1")
+
+
+async def test_a_job_may_be_open_for_long_but_not_one_that_no_provider_has_taken_on(books):
+    _, ask, connection = books
+    connection.execute("DELETE FROM job WHERE request = 'j2'")
+    found = await store_findings(ask, now_ms=7_001 + HOUR_MS)
+    assert {one.where for one in found if one.invariant == "I13"} == {
+        "request r9, attempt 1",
+        "request j2, attempt 1",
+    }
+
+
+# -- what tasks and keys may spend -------------------------------------------------------------------
+
+
+async def stored_findings(world, tmp_path):
+    """What verify finds in the store and the journal of a world."""
+    store = Store.open(tmp_path / "books.duckdb", memory_limit="64MB", schema_dir=DATA / "schema")
+
+    async def ask(sql, parameters):
+        return store.query(sql, list(parameters))
+
+    store.load(lines(world))
+    found = await store_findings(ask, now_ms=world.ms)
+    snapshot = world.books.snapshot()
+    found += audit_journal(lines(world), snapshot, await store_totals(ask, snapshot.seq))
+    store.close()
+    (tmp_path / "books.duckdb").unlink()
+    return found
+
+
+def rewritten(world, request, **changes):
+    """The world whose journal says something else of a request."""
+    world.writer.records = [
+        replace(record, **{name: value for name, value in changes.items() if hasattr(record, name)})
+        if isinstance(record, Attempt | UsageRecord) and record.request == request
+        else record
+        for record in world.writer.records
+    ]
+
+
+async def test_a_task_that_was_forgotten_may_be_named_again_with_a_budget_of_its_own(tmp_path):
+    world = World()
+    world.fund(50_000)
+    for number in range(3):
+        spend(world, f"r{number}", budget=Budget("task", 500))
+        world.ms += TASK_IDLE_MS + 1
+    assert await stored_findings(world, tmp_path) == ()
+
+
+@pytest.mark.parametrize("idle_ms", [0, TASK_IDLE_MS])
+async def test_a_task_that_was_not_forgotten_has_one_budget(tmp_path, idle_ms):
+    world = World()
+    world.fund(50_000)
+    spend(world, "r0", budget=Budget("task", 660))
+    world.ms += idle_ms
+    spend(world, "r1", budget=Budget("task"), held=330)
+    assert await stored_findings(world, tmp_path) == ()
+    rewritten(world, "r1", budget_max=600)
+    found = await stored_findings(world, tmp_path)
+    assert [(one.invariant, one.where) for one in found] == [("I2", "wallet w1, task task")]
+    assert found[0].what == "was charged 660 and might spend 600"
+
+
+async def test_a_task_with_a_job_that_is_open_is_not_forgotten(tmp_path):
+    world = World()
+    world.fund(50_000)
+    with world.books.hold(
+        "j", Claim(Spender("w1", "k3"), world.ms, Budget("task", 5_000)), 900, FakeClient()
+    ) as hold:
+        hold.attempt(terms(), job=True)
+        hold.accepted("video", Usage(input=10, output=20))
+    world.ms += 2 * TASK_IDLE_MS
+    spend(world, "r1", budget=Budget("task"))
+    world.books.settle_job("j", finished=True)
+    assert await stored_findings(world, tmp_path) == ()
+    rewritten(world, "j", budget_max=500)
+    assert ("I2", "wallet w1, task task") in {
+        (one.invariant, one.where) for one in await stored_findings(world, tmp_path)
+    }
+
+
+def capped(world, **changes):
+    """Put the key down with these limits, now."""
+    world.ms += 1
+    world.books.put_down(replace(CAPPED, at_ms=world.ms, **changes))
+    world.ms += 1
+
+
+def capped_world(cap=400, window="day"):
+    world = World(ms=100 * DAY_MS)
+    world.fund(50_000)
+    capped(world, cap=cap, cap_window=window)
+    return world
+
+
+def over_cap(world):
+    caps = Caps()
+    for record in world.writer.records:
+        caps.count(record)
+    return [where for where, _ in caps.wrong]
+
+
+def test_what_a_key_spends_under_its_cap_is_in_order():
+    world = capped_world()
+    for day in range(3):
+        spend(world, f"r{day}", held=400)
+        world.ms += DAY_MS
+    assert over_cap(world) == []
+
+
+@pytest.mark.parametrize("window", ["lifetime", "day", "week", "month"])
+def test_a_key_that_was_charged_more_than_its_cap_is_found(window):
+    world = capped_world(cap=700, window=window)
+    spend(world, "r0", held=600)
+    rewritten(world, "r0", charged=701)
+    assert over_cap(world) == [f"key k3, {window} of day {first_day(window, 100)}"]
+
+
+def test_a_window_counts_what_was_held_in_it_whenever_it_ended():
+    world = capped_world()
+    claim = Claim(Spender("w1", "k3"), world.ms)
+    with world.books.hold("r0", claim, 400, FakeClient()) as hold:
+        hold.attempt(terms())
+        hold.sending()
+        world.ms += DAY_MS
+        spend(world, "r1", held=400)
+        hold.meter.report(Reported((Usage(input=10, output=20),), final=True))
+    assert over_cap(world) == []
+
+
+def test_a_cap_that_is_lowered_takes_nothing_back_and_one_that_is_lifted_is_none():
+    world = capped_world(cap=400)
+    spend(world, "r0", held=400)
+    capped(world, cap=100)
+    assert over_cap(world) == []
+    capped(world, cap=None)
+    spend(world, "r1", held=600, output=30)
+    capped(world, cap=50)
+    assert over_cap(world) == []
+    spend(world, "r2", key="k9", held=400)
+    assert over_cap(world) == []
+
+
+def test_what_was_asked_for_before_a_cap_was_set_is_not_measured_by_it():
+    world = capped_world(cap=None)
+    asked_ms = world.ms
+    with world.books.hold("r0", Claim(Spender("w1", "k3"), asked_ms), 400, FakeClient()) as hold:
+        capped(world, cap=10)
+        hold.attempt(terms())
+        hold.sending()
+        hold.meter.report(Reported((Usage(input=10, output=20),), final=True))
+    assert over_cap(world) == []
+
+
+def test_a_raised_cap_counts_for_what_is_under_way():
+    world = capped_world(cap=400)
+    with world.books.hold("r0", Claim(Spender("w1", "k3"), world.ms), 400, FakeClient()) as hold:
+        hold.attempt(terms())
+        capped(world, cap=700)
+        world.books.put_down(Extension("r0", 1, 700, world.ms))
+        hold.sending()
+        hold.meter.report(Reported((Usage(input=10, output=40),), final=True))
+    assert over_cap(world) == []
+    rewritten(world, "r0", charged=701)
+    assert len(over_cap(world)) == 1
 
 
 async def test_an_invariant_broken_everywhere_names_the_first_and_counts_the_rest(books):
@@ -218,6 +444,8 @@ async def test_an_invariant_broken_everywhere_names_the_first_and_counts_the_res
         "DELETE FROM attempt WHERE request = 'r9'",
         "DELETE FROM void",
         "UPDATE attempt SET hold = 1 WHERE request = 'r9'",
+        "UPDATE extension SET hold = 1 WHERE request = 'j2'",
+        "DELETE FROM extension WHERE request = 'j2'",
     ],
 )
 async def test_memory_and_store_that_differ_are_found(books, wrong):
@@ -245,7 +473,7 @@ def test_a_wallet_that_does_not_add_up_is_found():
         (evolve(one, balance=one.balance + 1), {"I11"}),
         (evolve(one, balance=-5, grants=(("g", -5),)), {"I2", "I12"}),
         (evolve(one, held=one.balance + 1), {"I12"}),
-        (evolve(one, held=899), {"I12"}),
+        (evolve(one, held=899 + 800), {"I12"}),
     ):
         found = audit_state(evolve(state, wallets=(wrong, *state.wallets[1:])))
         assert {finding.invariant for finding in found} == invariants
@@ -292,8 +520,21 @@ def test_a_journal_that_says_something_else_than_memory_or_store_is_found():
     changed = [*records, (len(records) + 1, Wallet("w3", "", "USD", 1)), (len(records) + 2, KEY_2)]
     found = journal_findings(world, changed, seq=len(records) + 2)
     assert {finding.where for finding in found} == {"wallet w3", "keys"}
-    state = evolve(world.books.snapshot().state, open_attempts=())
+    state = evolve(world.books.snapshot().state, open_attempts=(), holds=())
     assert [one.where for one in journal_findings(world, records, state=state)] == ["open attempts"]
+    state = world.books.snapshot().state
+    state = evolve(state, holds=(state.holds[0] + 1, *state.holds[1:]))
+    assert [one.where for one in journal_findings(world, records, state=state)] == ["open attempts"]
+
+
+def test_extensions_and_jobs_that_are_in_the_journal_alone_are_found():
+    world = busy_world()
+    totals = Totals()
+    for record in world.writer.records:
+        totals.count(record)
+    short = evolve(totals, extensions=totals.extensions - 1, jobs=totals.jobs - 1)
+    found = audit_journal(lines(world), world.books.snapshot(), short)
+    assert {finding.where for finding in found} == {"store, extensions", "store, jobs"}
 
 
 KEY_2 = replace(KEY, key="k2", digest="d2")

@@ -38,7 +38,9 @@ def test_lines_come_back_with_their_place_and_their_fields():
 @given(text_=st.text(st.characters(exclude_categories=["Cs"])), amount=st.integers(-(2**127), 2**127))
 @settings(max_examples=60)
 def test_any_text_and_any_amount_come_back_exactly(text_, amount):
-    first, second = (line.record() for line in Lines(text(Wallet(text_, text_, text_, 1), settled(1, amount))))
+    first, second = (
+        line.record() for line in Lines(text(Wallet(text_, text_, text_, 1), settled(1, amount)))
+    )
     assert first == Wallet(text_, text_, text_, 1)
     assert second.charged == amount
     assert second.legs == ((Leg("g1", amount),) if amount else ())

@@ -1,13 +1,19 @@
+import csv
+import json
 import subprocess
 import sys
 import threading
+import zlib
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from accounting.lines import Lines
 from accounting.records import (
     LETTERS,
     Account,
@@ -22,9 +28,30 @@ from accounting.records import (
     Transfer,
     Wallet,
 )
-from accounting.store import _LOADINGS, NAME, Store, StoreBusy, StoreError
+from accounting.store import (
+    _LOADINGS,
+    ENCODE_AT_ONCE,
+    NAME,
+    Store,
+    StoreBusy,
+    StoreError,
+    StoreOutdated,
+    write_table,
+)
 from pricing.usage import BUCKETS, Usage
-from tests.accounting.journal_fakes import attempt, calls, grant, progress, settled, void, wallet
+from tests.accounting.journal_fakes import (
+    HOLD,
+    attempt,
+    calls,
+    extension,
+    grant,
+    job,
+    progress,
+    settled,
+    void,
+    wallet,
+    work,
+)
 
 SCHEMA = Path(__file__).resolve().parents[2] / "data" / "schema"
 KEY = Key("k1", "w1", "ab" * 32, "fb_sk_…abcd", 5, "laptop", 60, None, 4, ("openai/*", "x"), 900_000)
@@ -142,6 +169,111 @@ def test_the_general_ledger_gets_one_transfer_for_each_slice_wallet_and_kind(sto
     assert store.query("SELECT count(*), count(DISTINCT transfer) FROM transfer") == [(8, 8)]
 
 
+def test_extensions_and_jobs_are_rows_and_the_newest_hold_is_what_is_held(store):
+    work_1 = replace(work(1), hold_ms=1_999, budget="task", budget_max=10**20)
+    store.load(
+        numbered(wallet(), work_1, extension(1, 10**20), job(1), extension(1, 500), attempt(2), extension(3))
+    )
+    assert row(store, "extension WHERE seq = 3") == {
+        "seq": 3, "request": "r1", "number": 1, "hold": 10**20, "at_ms": 2_550,
+    }  # fmt: skip
+    found = row(store, "job")
+    assert json.loads(found.pop("usage"))["seconds"] == 4
+    assert found == {
+        "seq": 4, "request": "r1", "number": 1, "job": "video-1", "cost": 30, "list_cost": 30, "at_ms": 2_560,
+    }  # fmt: skip
+    opened_1, opened_2 = row(store, "open_attempt ORDER BY seq")
+    assert (opened_1["hold"], opened_1["held"], opened_1["kind"]) == (HOLD, 500, "job")
+    assert (opened_1["hold_ms"], opened_1["budget"], opened_1["budget_max"]) == (1_999, "task", 10**20)
+    assert (opened_2["held"], opened_2["budget"], opened_2["budget_max"]) == (HOLD, "", None)
+
+
+def test_a_key_has_its_cap_and_whether_it_lowers_bounds(store):
+    capped = replace(KEY, cap=10**24, cap_window="month", clamp=True)
+    store.load(numbered(wallet(), KEY))
+    found = row(store, "api_key")
+    assert (found["cap"], found["cap_window"], found["clamp"]) == (None, "lifetime", False)
+    store.load(numbered(capped, replace(capped, key="k2"), after=2))
+    found = row(store, "api_key WHERE key = 'k1'")
+    assert (found["cap"], found["cap_window"], found["clamp"]) == (10**24, "month", True)
+
+
+# -- what older versions wrote ---------------------------------------------------------------------------
+
+
+def test_lines_that_an_older_version_wrote_are_loaded(store):
+    """Its lines lack what is new; they are read with what that means for them."""
+    new = {
+        "K": ("cap", "cap_window", "clamp"),
+        "A": ("hold_ms", "budget", "budget_max"),
+        "S": ("budget",),
+    }
+    lines, crc = [], 0
+    for seq, record in numbered(wallet(), KEY, grant(), attempt(1), settled(1)):
+        fields = json.loads(msgspec.json.encode(record))
+        for name in new.get(LETTERS[type(record)], ()):
+            del fields[name]
+        body = b'"s":%d,"t":"%s",%s\n' % (
+            seq,
+            LETTERS[type(record)].encode(),
+            json.dumps(fields).encode()[1:],
+        )
+        crc = zlib.crc32(body, crc)
+        lines.append(b'{"c":"%08x",%s' % (crc, body))
+    store.load([(line.seq, line.record()) for line in Lines(b"".join(lines))])
+    assert store.loaded_seq() == 5
+    assert (row(store, "attempt")["budget"], row(store, "usage")["budget"]) == ("", "")
+    assert row(store, "api_key")["cap_window"] == "lifetime"
+
+
+OLD = """
+    INSERT INTO wallet VALUES (1, 'w1', 'Ada', 'USD', false, 5, 1, 5);
+    INSERT INTO api_key VALUES (2, 'k1', 'w1', 'd', 'h', 'n', 1, NULL, 3, ['x'], 9, NULL, false, 5, 2, 5);
+    INSERT INTO attempt VALUES (3, 'r1', 1, 'w1', 'k1', 7, 'm', 'p', 'a', 'd', true, 'v', 8, 'call', 9);
+    INSERT INTO attempt VALUES (4, 'r2', 1, 'w1', 'k1', 7, 'm', 'p', 'a', 'd', true, 'v', 8, 'call', 9);
+    UPDATE meta SET loaded_seq = 4;
+"""
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A store that the first version wrote."""
+    first = next(SCHEMA.glob("0001_*.sql"))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / first.name).write_bytes(first.read_bytes())
+    store = Store.open(tmp_path / NAME, memory_limit="64MB", schema_dir=tmp_path / "old")
+    store._connection.execute(OLD)
+    store.close()
+    return tmp_path
+
+
+def test_a_store_that_the_first_version_wrote_is_brought_up_to_date_and_goes_on_loading(old):
+    store = opened(old)
+    first, second = row(store, "open_attempt ORDER BY seq")
+    assert (first["request"], first["held"], first["hold_ms"], first["budget"]) == ("r1", 7, 0, "")
+    assert (second["request"], second["budget_max"]) == ("r2", None)
+    assert row(store, "api_key")["clamp"] is False
+    store.load(numbered(extension(1, 9), replace(KEY, clamp=True, cap=6), *calls(3, 5), after=4))
+    store.close()
+    store = opened(old)
+    assert store.loaded_seq() == 12
+    assert row(store, "open_attempt WHERE request = 'r1'")["held"] == 9
+    found = row(store, "api_key")
+    assert (found["cap"], found["clamp"], found["created_seq"]) == (6, True, 2)
+    store.close()
+
+
+def test_a_reader_of_an_older_store_is_told_so_and_changes_nothing(old):
+    with pytest.raises(StoreOutdated):
+        Store.open_to_read(old / NAME, memory_limit="64MB", schema_dir=SCHEMA)
+    store = Store.open_to_read(old / NAME, memory_limit="64MB", schema_dir=old / "old")
+    assert store.loaded_seq() == 4
+    store.close()
+    opened(old).close()
+    with pytest.raises(StoreError, match="newer version"):
+        Store.open_to_read(old / NAME, memory_limit="64MB", schema_dir=old / "old")
+
+
 # -- exactly once ----------------------------------------------------------------------------------------
 
 
@@ -155,10 +287,23 @@ def test_a_slice_that_overlaps_what_is_loaded_is_loaded_once(store):
     assert store.query("SELECT sum(amount) FROM transfer WHERE kind = 'usage'") == [(200,)]
 
 
+def test_an_entry_may_bring_more_than_seq_and_record(store):
+    entries = [(seq, record, b"its line") for seq, record in numbered(wallet(), grant(), *calls(2))]
+    assert store.load(entries) == 6
+    assert store.query("SELECT count(*) FROM usage") == [(2,)]
+
+
+def test_a_slice_of_more_records_than_are_encoded_at_once_is_loaded_whole(store):
+    count = ENCODE_AT_ONCE + 7
+    store.load(numbered(wallet(), grant(), *calls(count)))
+    assert store.query("SELECT count(DISTINCT request), sum(charged) FROM usage") == [(count, 10 * count)]
+
+
 def test_a_slice_that_leaves_out_a_line_is_refused_whole(store):
     everything = numbered(wallet(), grant(), *calls(3))
     store.load(everything[:2])
-    for broken in (everything[3:], [*everything[2:4], *everything[5:]]):
+    gap = [*everything[2:4], *everything[5:]]
+    for broken in (everything[3:], gap, [*everything[:2], *gap]):
         with pytest.raises(StoreError, match="do not follow on line 2"):
             store.load(broken)
     assert store.loaded_seq() == 2
@@ -223,7 +368,7 @@ def test_a_store_that_another_process_has_is_busy_to_read_and_to_write(other, tm
     with pytest.raises(StoreBusy):
         opened(tmp_path)
     with pytest.raises(StoreBusy):
-        Store.open_to_read(tmp_path / NAME, memory_limit="64MB")
+        Store.open_to_read(tmp_path / NAME, memory_limit="64MB", schema_dir=SCHEMA)
     with pytest.raises(StoreBusy):
         Store.open_repaired(tmp_path / NAME, memory_limit="64MB", schema_dir=SCHEMA, stamp="1")
     assert not list(tmp_path.glob("*.corrupt-*"))
@@ -233,7 +378,7 @@ def test_a_store_that_another_process_has_is_busy_to_read_and_to_write(other, tm
 def test_a_reader_repairs_nothing_and_still_sees_what_was_committed(other, tmp_path):
     killed(other)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    reader = Store.open_to_read(tmp_path / NAME, memory_limit="64MB")
+    reader = Store.open_to_read(tmp_path / NAME, memory_limit="64MB", schema_dir=SCHEMA)
     assert reader.loaded_seq() == 402
     with pytest.raises(StoreError, match="open to read"):
         reader.load(numbered(*calls(1), after=402))
@@ -243,7 +388,7 @@ def test_a_reader_repairs_nothing_and_still_sees_what_was_committed(other, tmp_p
 
 def test_a_reader_of_what_is_not_there_is_told_so(tmp_path):
     with pytest.raises(StoreError):
-        Store.open_to_read(tmp_path / NAME, memory_limit="64MB")
+        Store.open_to_read(tmp_path / NAME, memory_limit="64MB", schema_dir=SCHEMA)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -398,3 +543,53 @@ def test_a_commit_that_raises_and_yet_succeeded_is_found_out_by_reopening(store)
     assert store.reopen() == 12
     assert store.load(everything) == 12
     assert store.query("SELECT count(*) FROM usage") == [(5,)]
+
+
+# -- files for others ------------------------------------------------------------------------------------
+
+COLUMNS = {"name": "VARCHAR", "grant": "VARCHAR", "amount": "DECIMAL(38, 12)", "flags": "VARCHAR[]"}
+LINES = (
+    '{"name":"odd \'\\"\\n","grant":"g","amount":"12345678901234567890.000000000001","flags":["a","b"]}\n'
+    '{"name":null,"grant":"h","amount":"-0.500000000000","flags":[]}\n'
+)
+
+
+def written(tmp_path, text, form, columns=COLUMNS):
+    folder = tmp_path / "it's a folder"
+    folder.mkdir(exist_ok=True)
+    (folder / "lines").write_text(text)
+    write_table(folder / "lines", folder / f"table.{form}", columns, form=form, memory_limit="64MB")
+    assert {path.name for path in folder.iterdir()} == {"lines", f"table.{form}"}
+    return folder / f"table.{form}"
+
+
+def test_a_parquet_file_has_amounts_that_are_exact(tmp_path):
+    path = written(tmp_path, LINES, "parquet")
+    rows = duckdb.execute("SELECT * FROM read_parquet($1)", [str(path)]).fetchall()
+    assert rows == [
+        ("odd '\"\n", "g", Decimal("12345678901234567890.000000000001"), ["a", "b"]),
+        (None, "h", Decimal("-0.5"), []),
+    ]
+
+
+def test_a_csv_file_has_what_is_nested_as_json(tmp_path):
+    path = written(tmp_path, LINES, "csv", {**COLUMNS, "flags": "VARCHAR"})
+    rows = list(csv.reader(path.read_text().splitlines(keepends=True)))
+    assert rows[0] == list(COLUMNS)
+    assert rows[1] == ["odd '\"\n", "g", "12345678901234567890.000000000001", '["a","b"]']
+    assert rows[2] == ["", "h", "-0.500000000000", "[]"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_a_table_without_rows_is_a_file_with_its_columns(tmp_path, form):
+    path = written(tmp_path, "", form)
+    reader = {"parquet": "read_parquet", "csv": "read_csv"}[form]
+    names = [column[0] for column in duckdb.execute(f"FROM {reader}($1)", [str(path)]).description]
+    assert names == list(COLUMNS)
+
+
+def test_a_table_that_cannot_be_written_says_so(tmp_path):
+    with pytest.raises(StoreError, match="much"):
+        written(tmp_path, LINES.replace("-0.5", "much"), "csv")
+    with pytest.raises(StoreError):
+        write_table(tmp_path / "none", tmp_path / "x.csv", COLUMNS, form="csv", memory_limit="64MB")
