@@ -358,7 +358,20 @@ def _input_upper(terms: Terms) -> int:
 
 
 def _dearest(terms: Terms, read: int, written: int) -> Usage:
-    """That many tokens in the dearest classes that the body or the vendor's habits allow, as it might be reported."""
+    """At most that many tokens in the dearest classes that the body or the vendor's habits allow, as reported once.
+
+    Where a longer context is cheaper, the dearest is as many as the dearer tier still holds for.
+    """
+    price = terms.price
+    dearest = _in_dearest_classes(terms, read, written)
+    for tier in price.tiers[1:]:
+        if tier.above < read:
+            fewer = _in_dearest_classes(terms, tier.above, written)
+            dearest = max(dearest, fewer, key=lambda usage: price.list_cost((usage,)))
+    return dearest
+
+
+def _in_dearest_classes(terms: Terms, read: int, written: int) -> Usage:
     each = terms.price.tier_at(read).each
     into, out = (max(places, key=each.__getitem__) for places in terms.price.classes(terms.bounds))
     counts = {BUCKETS[into]: read, BUCKETS[out]: written, "web_searches": terms.bounds.web_searches}

@@ -16,218 +16,36 @@ durability alone. Leaving never raises: an error in it is settled at the estimat
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import trio
 from attrs import define, evolve, field
-from msgspec.structs import replace
 
 from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call
 from accounting.claims import Claim
-from accounting.ledger import Ledger, OpenAttempt
-from accounting.ports import Balance, Client, Overloaded, Snapshot, Writer
+from accounting.ledger import OpenAttempt
+from accounting.pen import Pen
+from accounting.ports import Client, Overloaded
 from accounting.records import (
     Attempt,
     Ending,
     Extension,
-    Grant,
-    GrantKind,
     Job,
-    Key,
     Progress,
     Receipt,
-    Record,
-    Spender,
     UsageRecord,
     Void,
-    Wallet,
 )
-from accounting.refusals import DuplicateGrant, Insufficient, KeyRevoked, WalletFrozen
+from accounting.refusals import Insufficient, KeyRevoked, WalletFrozen
 from accounting.rolling import ALL, Reach
-from accounting.spending import Budget
 from pricing.money import Pico, marked_up
-from pricing.usage import Meter, Source, Usage
-
-__all__ = [
-    "Balance",
-    "Books",
-    "Budget",
-    "Client",
-    "Hold",
-    "Insufficient",
-    "KeyRevoked",
-    "Overloaded",
-    "Snapshot",
-    "Terms",
-    "WalletFrozen",
-    "Writer",
-]
+from pricing.usage import Meter, Usage
 
 PLACES: Final = 2
 """Room that an attempt needs before it begins: for its A, and for its S or V."""
 
 Cut = Callable[[bytes, int, str], bytes]
 """Ends an answer inside a chunk: the chunk, how much of its content is covered, and what is used up."""
-
-
-@define(eq=False)
-class Books:
-    """The ledger and its journal, as one: what the rest of the house asks about money.
-
-    Attributes:
-        ledger: as recovered.
-        writer: where records go.
-        clock: wall clock in ms, never decreasing; only stamped.
-        now: monotonic seconds; for elapsed time.
-        new_id: a fresh unique id with this prefix.
-        progress_seconds, progress_tokens: how often an answer under way is written down.
-        empty_free_per_key_day: how many completions without a single token are free.
-        durability: `relaxed`, `standard` or `strict`; what waits for the platter (`config.Books`).
-        freed: told the wallet whenever something of its credit has come free.
-        seq: of the last record that the ledger has taken in.
-    """
-
-    ledger: Ledger
-    writer: Writer
-    clock: Callable[[], int]
-    now: Callable[[], float]
-    new_id: Callable[[str], str]
-    progress_seconds: float = field(default=2.0, kw_only=True)
-    progress_tokens: int = field(default=1000, kw_only=True)
-    durability: Literal["relaxed", "standard", "strict"] = field(default="standard", kw_only=True)
-    empty_free_per_key_day: int = field(default=0, kw_only=True)
-    freed: Callable[[str], None] = field(default=lambda _wallet: None, kw_only=True)
-    seq: int = field(default=0, kw_only=True)
-
-    def claim(self, spender: Spender, budget: Budget | None = None, max_cost: Pico | None = None) -> Claim:
-        """For whom, and within which bounds, something is to be set aside now."""
-        return Claim(spender, self.clock(), budget, max_cost)
-
-    def hold(self, request: str, claim: Claim, amount: Pico, client: Client) -> "Hold":
-        """Set credit aside for a request; zero is legal (free calls).
-
-        Raises:
-            Insufficient, WalletFrozen, KeyRevoked, UnknownWallet, UnknownTask, TooManyTasks: nothing was set
-                aside.
-        """
-        self.ledger.take(request, claim, amount)
-        return Hold(self, request, claim, amount, client)
-
-    def balance(self, wallet: str) -> Balance:
-        """What a wallet has. Raises `UnknownWallet`."""
-        balance, held = self.ledger.balance(wallet), self.ledger.held(wallet)
-        return Balance(balance, held, max(balance - held, 0), self.ledger.wallet(wallet).currency)
-
-    def available_to(self, claim: Claim) -> Pico:
-        """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
-        return self.ledger.available_to(claim)
-
-    def snapshot(self) -> Snapshot:
-        """Ledger and seq in one synchronous step, to compare the store with once it is loaded so far."""
-        return Snapshot(self.seq, self.ledger.state())
-
-    async def create_wallet(self, name: str, currency: str = "USD") -> Wallet:
-        """Make a wallet; returns once it is durable. Raises `Overloaded`."""
-        wallet = Wallet(self.new_id("wallet"), name, currency, self.clock())
-        self.ledger.check_wallet(wallet)
-        await self.writer.durable(self.put_down(wallet))
-        return wallet
-
-    async def freeze_wallet(self, wallet: str, *, frozen: bool = True) -> Wallet:
-        """Freeze or thaw a wallet; open holds settle in any case. Returns once it is durable."""
-        changed = replace(self.ledger.wallet(wallet), frozen=frozen, at_ms=self.clock())
-        await self.writer.durable(self.put_down(changed))
-        self.freed(wallet)
-        return changed
-
-    async def top_up(
-        self, wallet: str, amount: Pico, kind: GrantKind, source_key: str, expires_ms: int | None = None
-    ) -> tuple[Grant, bool]:
-        """Grant credit once per `source_key`; returns once it is durable.
-
-        Returns:
-            The grant, and whether this source had been credited before (then nothing was done; its wallet and
-            amount may be others than asked for).
-
-        Raises:
-            UnknownWallet, ValueError, Overloaded: nothing was granted.
-        """
-        grant = Grant(self.new_id("grant"), wallet, amount, kind, source_key, self.clock(), expires_ms)
-        try:
-            self.ledger.check_grant(grant)
-        except DuplicateGrant as duplicate:
-            await self.writer.durable(self.seq)  # the first of the two may still be on its way to the platter
-            return duplicate.existing, True
-        seq = self.put_down(grant)
-        self.freed(wallet)
-        await self.writer.durable(seq)
-        return grant, False
-
-    async def create_key(self, key: Key) -> Key:
-        """Make a key; returns once it is durable. Raises `UnknownWallet`, ValueError, `Overloaded`."""
-        return await self._put_key(key, new=True)
-
-    async def change_key(self, key: Key) -> Key:
-        """Replace what is known of a key, whole. Raises `UnknownKey` and as `create_key`."""
-        self.ledger.key(key.key)
-        return await self._put_key(key)
-
-    async def revoke_key(self, key: str) -> Key:
-        """Refuse a key from now on; returns once that is durable. Raises `UnknownKey`, `Overloaded`."""
-        return await self._put_key(replace(self.ledger.key(key), revoked=True, at_ms=self.clock()))
-
-    def expire_due(self, wallet: str | None = None) -> int:
-        """Write off what has expired, as far as open holds allow and there is room; call it now and then.
-
-        Returns:
-            How many records were written. What found no room comes with a later call.
-        """
-        transfers = self.ledger.expire_due(self.clock(), wallet)
-        for count, transfer in enumerate(transfers):
-            try:
-                self.put_down(transfer)
-            except (Overloaded, OSError):
-                return count
-        return len(transfers)
-
-    def jobs(self) -> tuple[OpenAttempt, ...]:
-        """Work that providers have taken on and that is not settled yet, oldest first: for its watchers."""
-        return tuple(opened for opened in self.ledger.open_attempts() if opened.job is not None)
-
-    def settle_job(self, request: str, *, finished: bool) -> UsageRecord | Void:
-        """Settle a job, once: at the price known beforehand if it finished, else void. Say so when durable.
-
-        Raises:
-            LookupError: no such job is open; it was settled before.
-            Overloaded: there is no room; try again.
-        """
-        opened = next((one for one in self.jobs() if one.attempt.request == request), None)
-        if opened is None or opened.job is None:
-            raise LookupError(f"no job of request {request} is open")
-        job, attempt = opened.job, opened.attempt
-        record: UsageRecord | Void
-        if finished:
-            made = Bill((job.usage,), Source.REPORTED, job.cost, job.list_cost)
-            record = self.ledger.settlement(
-                opened, made, Ending.COMPLETE, self.clock(), status=200, upstream_id=job.job
-            )
-        else:
-            record = Void(request, attempt.number, self.clock(), "failed")
-        self.put_down(record)
-        self.freed(attempt.wallet)
-        return record
-
-    def put_down(self, record: Record, *, reserved: bool = False) -> int:
-        """Write a record that the ledger has decided on, and apply it; one synchronous step. Says its seq."""
-        seq = self.writer.write(record, reserved=reserved)
-        self.seq = seq
-        self.ledger.apply(record)
-        return seq
-
-    async def _put_key(self, key: Key, *, new: bool = False) -> Key:
-        self.ledger.check_key(key, new=new)
-        await self.writer.durable(self.put_down(key))
-        return key
 
 
 @define(eq=False)
@@ -260,7 +78,7 @@ class Hold:
         error: what went wrong in settling, if anything; the request is settled nevertheless.
     """
 
-    _books: Books
+    _books: Pen
     request: str
     claim: Claim
     held: Pico

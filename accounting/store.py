@@ -7,7 +7,8 @@ way), so after any error the answer is to reopen and ask. Nothing here is the on
 Slices are read by DuckDB itself from temporary files of JSON lines, one for each kind of record. Measured with
 rows of `usage`, in slices of 1,000: 15 µs a row, against 25 by the appender; and the event loop's delay stays
 below 2 ms at p99, where the appender, which holds the interpreter's lock, makes it 12 (20,000 rows: 5 against
-32 ms). What is left to Python, writing those files, gives the lock up every few records.
+32 ms). What is left to Python, writing those files, gives the lock up every few records. Attempts, extensions,
+progress and usage together, in slices of 20,000: 7 µs a record.
 """
 
 import time

@@ -17,8 +17,8 @@ import trio
 from attrs import define, evolve, field
 
 from accounting.bill import Terms
+from accounting.books import Books
 from accounting.disk import OsDisk
-from accounting.hold import Books
 from accounting.journal import Journal, Past
 from accounting.records import (
     Attempt,

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from accounting import export
 from accounting.audit import Finding
-from accounting.hold import Books
+from accounting.books import Books
 from accounting.records import CapWindow, Grant, GrantKind, Key, Wallet
 from accounting.refusals import UnknownKey, UnknownWallet
 from accounting.reports import Page, Query, Reader

@@ -16,9 +16,10 @@ import trio
 from attrs import define, field
 
 from accounting.audit import Finding, Lines, verify
+from accounting.books import Books
 from accounting.disk import OsDisk
-from accounting.hold import Books, Overloaded, Writer
 from accounting.ledger import Ledger
+from accounting.ports import Overloaded, Writer
 from accounting.recorder import Recorder
 from accounting.records import Record, UsageRecord
 from accounting.recovery import JOURNAL, LOCK, RecoveryError, recover

@@ -13,8 +13,8 @@ import trio
 from attrs import evolve
 from rich.markup import escape
 
-from accounting.hold import Overloaded
 from accounting.journal import BooksFailed
+from accounting.ports import Overloaded
 from accounting.records import CapWindow
 from pricing.catalog import Catalog, notices
 from pricing.load import PriceError, check, load_catalog

@@ -3,9 +3,11 @@
 import re
 from typing import Any, Final
 
+from accounting.books import Books
 from accounting.claims import Claim
-from accounting.hold import Books, Hold, Insufficient, KeyRevoked, Overloaded, WalletFrozen
-from accounting.refusals import Refusal, TooManyTasks, UnknownTask
+from accounting.hold import Hold
+from accounting.ports import Overloaded
+from accounting.refusals import Insufficient, KeyRevoked, Refusal, TooManyTasks, UnknownTask, WalletFrozen
 from accounting.spending import Budget
 from pricing.money import micro_up, parse
 from proxy.errors import Kind, Rejected

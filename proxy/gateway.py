@@ -5,7 +5,8 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from accounting.hold import Books, Hold
+from accounting.books import Books
+from accounting.hold import Hold
 from proxy.config import Config
 from proxy.keys import KeyRing
 from proxy.limits import Limits

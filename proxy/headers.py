@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Final
 
-from accounting.hold import Balance, Hold
+from accounting.hold import Hold
+from accounting.ports import Balance
 from accounting.records import Receipt
 from pricing.money import micro_down, micro_up
 from proxy.limits import Standing

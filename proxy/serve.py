@@ -4,7 +4,7 @@ Nothing here knows which door the bytes came in by or which provider answers: `r
 arguments. Money moves only inside the hold, synchronously; the awaits here carry bytes or wait for durability.
 """
 
-from accounting.hold import Overloaded
+from accounting.ports import Overloaded
 from proxy import credit, headers
 from proxy.errors import Failure, Kind
 from proxy.gateway import Gateway

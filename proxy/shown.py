@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from accounting.hold import Balance
+from accounting.ports import Balance
 from accounting.records import UsageRecord
 from pricing.catalog import Model
 from pricing.money import credits_of, marked_up, micro_down, micro_up, show

@@ -7,7 +7,7 @@ from typing import TypeVar
 import trio
 from attrs import define, field
 
-from accounting.hold import Insufficient
+from accounting.refusals import Insufficient
 
 T = TypeVar("T")
 

@@ -14,6 +14,8 @@ import httpx
 import pytest
 from hypothesis import settings
 
+from tests.loopback import Provider, streaming
+
 # no test is timed: these machines are shared; and what fails once fails again
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
@@ -124,45 +126,71 @@ def clean_env():
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
 
 
-def start(*arguments, env=None, cwd=None, log=None):
-    """Start `farebox ARGUMENTS --json` and wait until it says where it listens."""
+class Starting:
+    """A `farebox` process that has not said yet where it listens; it may be killed before it does."""
+
+    def __init__(self, arguments, process, log):
+        self.arguments = arguments
+        self.process = process
+        self.log = log
+        self._lines = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        with self.process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def ready(self):
+        """Wait until it says where it listens; gives it as `Running`."""
+        try:
+            facts = json.loads(self._lines.get(timeout=READY_SECONDS))
+        except (queue.Empty, json.JSONDecodeError):
+            self.kill()
+            pytest.fail(f"farebox {self.arguments} did not become ready:\n{self.log.read_text()[-4000:]}")
+        return Running(self.process, facts, self.log)
+
+    def kill(self):
+        """As `kill -9`; returns when it is dead."""
+        self.process.kill()
+        self.process.wait()
+
+
+def begin(*arguments, log, env=None, cwd=None, under=()):
+    """Start `farebox ARGUMENTS --json` and wait for nothing; `under` is a command that runs it."""
     log = Path(log)
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", *map(str, arguments), "--json"],
+            [*map(str, under), sys.executable, "-m", "proxy", *map(str, arguments), "--json"],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
             cwd=cwd or log.parent,
             env={**clean_env(), **(env or {})},
         )
-    lines = queue.Queue()
-    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=READY_SECONDS)
-        return Running(process, json.loads(line), log)
-    except (queue.Empty, json.JSONDecodeError):
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        pytest.fail(f"farebox {arguments} did not become ready:\n{log.read_text()[-4000:]}")
+    return Starting(arguments, process, log)
 
 
 @contextmanager
-def running(*arguments, tmp_path, env=None):
+def running(*arguments, tmp_path, env=None, under=()):
     """A gateway (or sandbox) for the length of a `with`."""
-    started = start(*arguments, env=env, log=tmp_path / "log")
+    started = begin(*arguments, env=env, log=tmp_path / "log", under=under).ready()
     try:
         yield started
     finally:
-        if started.process.poll() is None:
-            started.process.terminate()
-            try:
-                started.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                started.process.kill()
-                started.process.wait()
-        started.process.stdout.close()
+        end(started.process)
+
+
+def end(process):
+    """Ask a process to stop, and see that it does."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +199,41 @@ def demo(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("demo")
     with running("demo", "--port", "0", "--state", tmp_path / "state", tmp_path=tmp_path) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory):
+    """The address of a sandbox for the whole session of this worker; it is told apart what came since when."""
+    tmp_path = tmp_path_factory.mktemp("sandbox")
+    with running("sandbox", "--port", "0", tmp_path=tmp_path) as started:
+        yield started.base_url
+
+
+@pytest.fixture
+def box(sandbox):
+    """What that sandbox received, and would invoice, from now on."""
+    with Provider(sandbox) as provider:
+        yield provider
+
+
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory, sandbox):
+    """A gateway with short deadlines, for the whole session of this worker; nothing in it may go wrong."""
+    tmp_path = tmp_path_factory.mktemp("gate")
+    config = streaming(tmp_path / "farebox.toml", sandbox)
+    with running("serve", "--port", "0", *config, tmp_path=tmp_path) as started:
+        yield started
+        assert started.verify()["ok"]
+        log = started.log_path.read_text()
+        assert '"level":"error"' not in log, log
+
+
+@pytest.fixture
+def say(capsys):
+    """Prints figures for people, past pytest's capture."""
+
+    def say(text):
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}\n")
+
+    return say

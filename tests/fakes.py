@@ -12,8 +12,9 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field
 
-from accounting.hold import Books, Overloaded
+from accounting.books import Books
 from accounting.ledger import Ledger
+from accounting.ports import Overloaded
 from accounting.records import Grant, GrantKind, Key, UsageRecord, Wallet
 from pricing.load import load_catalog
 from pricing.money import PICO

@@ -42,6 +42,8 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     ),
     **dict.fromkeys(
         (
+            "accounting.books",
+            "accounting.pen",
             "accounting.hold",
             "accounting.disk",
             "accounting.journal",
@@ -93,7 +95,9 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
                 "trio",
                 "attrs",
                 "msgspec",
+                "accounting.bill",
                 "accounting.hold",
+                "accounting.ports",
                 "accounting.records",
                 "pricing",
                 "proxy.dialects",
@@ -136,7 +140,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             {
                 "trio",
                 "attrs",
-                "accounting.hold",
+                "accounting.ports",
                 "proxy.credit",
                 "proxy.headers",
                 "proxy.errors",
@@ -151,6 +155,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         frozenset(
             {
                 "attrs",
+                "accounting.books",
                 "accounting.hold",
                 "proxy.config",
                 "proxy.keys",
@@ -163,7 +168,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         ),
         False,
     ),
-    "proxy.waiting": (frozenset({"trio", "attrs", "accounting.hold"}), False),
+    "proxy.waiting": (frozenset({"trio", "attrs", "accounting.refusals"}), False),
     "proxy.credit": (
         frozenset(
             {

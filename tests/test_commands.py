@@ -1,5 +1,6 @@
 """The commands as a user runs them: processes, files, signals, and who may write while a gateway runs or does not."""
 
+import csv
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import tomllib
 import httpx
 import pytest
 
+from tests.accounting.test_export import parsed
 from tests.conftest import cli, running
 
 
@@ -100,6 +102,28 @@ def test_commands_reach_a_running_gateway_and_take_effect_at_once(demo):
     assert demo.chat(made["key"]).status_code == 401
     assert as_json("verify", *state)["ok"] is True
     assert len(as_json("usage", "--wallet", wallet, *state)["data"]) == 1
+
+
+def test_the_books_of_a_running_gateway_are_copied_given_away_and_compared(tmp_path):
+    with running("demo", "--port", "0", "--state", tmp_path / "state", tmp_path=tmp_path) as demo:
+        state = ("--state", demo.state)
+        for _ in range(5):
+            assert demo.chat().status_code == 200
+        as_json("backup", tmp_path / "copy", *state)
+        assert demo.chat().status_code == 200
+        as_json("export", "--csv", tmp_path / "csv", *state)
+        ledger = cli("export", "--beancount", "-", *state).stdout
+        (tmp_path / "calls.json").write_text(json.dumps({"data": demo.calls()[:3] + demo.calls()[4:]}))
+        done = cli("verify", "--invoice", tmp_path / "calls.json", *state, check=False)
+        assert (done.returncode, done.stdout.count("I14"), "is not in it" in done.stdout) == (1, 1, True)
+        done = cli("rebuild", *state, check=False)
+        assert (done.returncode, "another process" in done.stderr) == (1, True)
+        assert demo.chat().status_code == 200
+    assert sum(parsed(ledger)[1].values()) == 0
+    assert len(list(csv.DictReader((tmp_path / "csv" / "usage.csv").read_text().splitlines()))) == 6
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"journal", "archive", "prices"}
+    assert as_json("verify", "--state", tmp_path / "copy")["ok"] is True
+    assert len(as_json("usage", "--state", tmp_path / "copy")["data"]) == 5
 
 
 def test_two_gateways_cannot_hold_the_same_books(demo):
@@ -271,5 +295,8 @@ def test_help_names_every_command():
         "prices",
         "usage",
         "verify",
+        "rebuild",
+        "backup",
+        "export",
     ):
         assert re.search(rf"^\s+{command}\b", text, re.MULTILINE), command

@@ -8,7 +8,7 @@ import msgspec
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
-from accounting.hold import Overloaded
+from accounting.ports import Overloaded
 from proxy.admin import Admin
 from proxy.errors import Failure, Kind, Rejected
 from proxy.telemetry import Telemetry

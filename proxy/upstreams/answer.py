@@ -19,7 +19,9 @@ from typing import Any, Final, Protocol
 import trio
 from attrs import define, field
 
-from accounting.hold import Hold, Overloaded, Terms
+from accounting.bill import Terms
+from accounting.hold import Hold
+from accounting.ports import Overloaded
 from accounting.records import Ending
 from proxy.config import Account, Config
 from proxy.dialects.scrub import scrub

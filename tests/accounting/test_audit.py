@@ -16,7 +16,7 @@ from accounting.audit import (
     verify,
 )
 from accounting.claims import Claim
-from accounting.hold import Snapshot
+from accounting.ports import Snapshot
 from accounting.records import (
     Attempt,
     Ending,

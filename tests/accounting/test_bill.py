@@ -289,6 +289,17 @@ def test_choices_that_are_written_side_by_side_are_hidden_side_by_side():
     assert made.usage.output == 3 * 125
 
 
+def test_unstated_input_counts_in_the_dearest_tier_that_it_can_be_in():
+    """A longer context may be cheaper: 11 tokens here cost 11, and 10 cost 30."""
+    price = Price("m", "p", (Tier(0, Rates(input=3, output=15)), Tier(10, Rates(input=1, output=15))))
+    bounds = Bounds(input=11, output=5)
+    made = billed(E.BROKEN, meter(), bounds=bounds, text_bytes=11, dense_bytes_per_token=1, price=price)
+    assert (made.usage, made.price) == (Usage(input=10), 30)
+    bounds = Bounds(input=31, output=5)
+    made = billed(E.BROKEN, meter(), bounds=bounds, text_bytes=31, dense_bytes_per_token=1, price=price)
+    assert (made.usage, made.price) == (Usage(input=31), 31)
+
+
 def test_media_and_searches_count_where_the_request_allows_them():
     rates = Rates(
         input=1, output=1, audio_input=5, image_input=4, audio_output=7, image_output=9, web_searches=3

@@ -2,8 +2,8 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from accounting.hold import Insufficient, Overloaded, WalletFrozen
 from accounting.claims import Claim
+from accounting.ports import Overloaded
 from accounting.records import (
     Attempt,
     Ending,
@@ -15,7 +15,7 @@ from accounting.records import (
     UsageRecord,
     Void,
 )
-from accounting.refusals import UnknownKey, UnknownWallet
+from accounting.refusals import Insufficient, UnknownKey, UnknownWallet, WalletFrozen
 from pricing.usage import Reported, Source, Usage
 from tests.accounting.ledger_fakes import CLAIM, PRICE, FakeClient, World, no_cut, terms
 
@@ -307,17 +307,16 @@ def test_bytes_that_were_covered_were_sent_for_whatever_the_caller_forgot_to_say
 
 
 class Broken:
-    """A price that raises where it is asked in the named way."""
+    """A price that breaks when it is told to."""
 
-    def __init__(self, price, *, calls):
-        self.price, self.calls = price, calls
+    def __init__(self, price):
+        self.price, self.broken = price, False
 
     def __getattr__(self, name):
         return getattr(self.price, name)
 
     def list_cost(self, legs):
-        self.calls -= 1
-        if self.calls < 0:
+        if self.broken:
             raise ZeroDivisionError
         return self.price.list_cost(legs)
 
@@ -344,12 +343,13 @@ def test_a_report_that_cannot_be_priced_is_settled_at_the_estimate_and_flagged(w
 
 def test_where_no_estimate_can_be_priced_either_the_last_progress_is_charged(world):
     world.books.progress_tokens = 5
-    price = Broken(PRICE, calls=1)  # for the progress itself
+    price = Broken(PRICE)
     with hold_in(world) as hold:
         hold.attempt(terms(price=price))
         hold.sending()
         hold.meter.saw(9, 27)
         hold.cover(b"x", no_cut)
+        price.broken = True
     record = last(world)
     assert (record.charged, record.source) == (400 * 3 + 9 * 15, Source.RECOVERED)
     assert record.flags == ("settle_error:ZeroDivisionError", "settle_error:ZeroDivisionError")

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
 
-from accounting.hold import Hold
 from accounting.claims import Claim
+from accounting.hold import Hold
 from accounting.ledger import Ledger
 from accounting.records import (
     Account,

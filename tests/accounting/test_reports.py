@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from accounting.records import Ending, Leg, UsageRecord
+from accounting.records import Ending, Key, Leg, UsageRecord, Wallet
 from accounting.reports import COLUMNS, PAGE_MAX, Page, Query, Reader
 from accounting.store import Store
 from pricing.usage import NO_USAGE, Source, Usage
@@ -72,6 +72,7 @@ FULL = replace(
     legs=(Leg("g1", 10**20 - 1), Leg("g2", 1)),
     flags=("no_report", "odd"),
     upstream_id="up-1",
+    budget="task",
 )
 
 
@@ -204,3 +205,14 @@ def row_of(seq, record):
         else getattr(record.usage if hasattr(record.usage, name) else record, name)
         for name in COLUMNS
     ]
+
+
+async def test_when_wallets_and_keys_were_made_is_what_their_first_lines_say(reader_of):
+    reader, tail = reader_of([])
+    key = Key("k1", "w1", "d", "h", 6)
+    records = [Wallet("w1", "", "USD", 5), key, Wallet("w2", "", "USD", 7)]
+    tail.store.load(list(enumerate([*records, Wallet("w1", "", "USD", 9, True), replace(key, at_ms=9)], 1)))
+    assert await reader.created("wallet") == {"w1": 5, "w2": 7}
+    assert await reader.created("wallet", "w2") == {"w2": 7}
+    assert await reader.created("api_key", "k1") == {"k1": 6}
+    assert await reader.created("api_key", "none") == {}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from accounting.hold import Overloaded
+from accounting.ports import Overloaded
 from accounting.records import Ending, Extension, Key, UsageRecord, Wallet
 from accounting.rolling import ALL, FRAMING_TOKENS, Reach
 from pricing.price import Bounds

@@ -6,7 +6,7 @@ import re
 import pytest
 from attrs import frozen
 
-from accounting.hold import Overloaded
+from accounting.ports import Overloaded
 from proxy.keys import digest_of
 from tests.pages.conftest import TOKEN
 from tests.test_request_path import body

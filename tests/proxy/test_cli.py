@@ -9,9 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from accounting.store import NAME, Store
 from proxy import app, cli
 from proxy.admin_client import Unreachable
-from proxy.config import ConfigError
+from proxy.config import DATA, ConfigError
 from tests.conftest import clean_env
 
 
@@ -93,6 +94,104 @@ def test_the_books_can_be_kept_without_a_gateway(as_json):
     assert as_json("key", "revoke", made["key_id"])["revoked"] is True
     assert as_json("usage", "--wallet", wallet) == {"object": "list", "data": [], "next_cursor": None}
     assert as_json("verify") == {"ok": True, "findings": []}
+
+
+def test_a_key_is_changed_and_a_wallet_frozen_without_a_gateway(as_json, run):
+    wallet = as_json("wallet", "create")["wallet"]
+    made = as_json(
+        "key", "create", "--wallet", wallet, "--rpm", "5", "--models", "openai/*", "--cap", "1.50",
+        "--cap-window", "week", "--clamp",
+    )  # fmt: skip
+    assert (made["cap"], made["cap_window"], made["clamp"]) == ("1.50", "week", True)
+    key = made["key_id"]
+    changed = as_json(
+        "key", "change", key, "--no-rpm", "--no-models", "--name", "n", "--expires", "2099-01-31"
+    )
+    assert changed == {**changed, "rpm": None, "models": [], "name": "n", "cap": "1.50", "clamp": True}
+    changed = as_json("key", "change", key, "--no-cap", "--no-clamp", "--tpm", "7", "--models", "a/*, b/*")
+    assert changed == {**changed, "cap": None, "clamp": False, "tpm": 7, "models": ["a/*", "b/*"]}
+    changed = as_json("key", "change", key, "--cap", "3", "--no-tpm", "--no-expires", "--no-concurrency")
+    assert changed == {**changed, "cap": "3.00", "cap_window": "lifetime", "tpm": None, "expires_at": None}
+    assert as_json("key", "show", key) == changed == as_json("key", "list")["data"][0]
+    assert changed["created_at"] == made["created_at"]
+    assert as_json("wallet", "freeze", wallet)["frozen"] is True
+    assert as_json("wallet", "list")["data"][0]["frozen"] is True
+    assert as_json("wallet", "thaw", wallet)["frozen"] is False
+    assert as_json("verify") == {"ok": True, "findings": []}
+    run("key", "change", key, "--rpm", "5", "--no-rpm", status=2)
+    run("key", "change", key, "--cap-window", "year", status=2)
+    assert "something to change" in repr(run("key", "change", key, status=1).exception)
+
+
+def test_of_a_key_only_the_options_that_are_named_are_sent(run, monkeypatch):
+    asked = []
+
+    def operate(_config, operation, arguments):
+        asked.append((operation, json.loads(arguments)))
+        return {}
+
+    monkeypatch.setattr(app, "operate", operate)
+    for arguments, sent in (
+        (("--rpm", "5"), {"rpm": 5}),
+        (("--no-cap", "--no-markup-ppm"), {"cap": None, "markup_ppm": None}),
+        (("--no-models",), {"models": []}),
+        (("--models", ""), {"models": []}),
+        (("--no-clamp",), {"clamp": False}),
+        (("--name", ""), {"name": ""}),
+        ((), {}),
+    ):
+        run("key", "change", "k", *arguments, "--json")
+        assert asked.pop() == ("key_change", {"key_id": "k", **sent})
+
+
+def test_the_books_are_copied_made_anew_and_given_away(as_json, run, tmp_path):
+    as_json("wallet", "create", "--name", "alice")
+    copied = as_json("backup", "copy")
+    assert copied == {**copied, "directory": "copy", "records": 1}
+    assert as_json("verify", "--state", "copy")["ok"] is True
+    assert as_json("rebuild") == {"rebuilt": True, "records": 1}
+    assert (
+        "alice" in run("export", "--csv", "tables").stdout or (tmp_path / "tables" / "wallet.csv").read_text()
+    )
+    assert "alice" in (tmp_path / "tables" / "wallet.csv").read_text()
+    files = as_json("export", "--parquet", "more")["data"]
+    assert {"file": "more/wallet.parquet"} in files
+    assert run("export", "--beancount", "-").stdout.startswith("option ")
+    run("export", "--beancount", "ledger.beancount")
+    assert (tmp_path / "ledger.beancount").read_text() == run("export", "--beancount", "-").stdout
+    for arguments in ((), ("--csv", "a", "--parquet", "b")):
+        assert "Name one of" in run("export", *arguments, status=2).output
+    assert "not empty" in str(run("backup", "copy", status=1).exception)
+
+
+def test_an_invoice_is_compared_beside_the_invariants(as_json, run, tmp_path):
+    as_json("wallet", "create")
+    (tmp_path / "empty.csv").write_text("id,cost\n")
+    found = as_json("verify", "--invoice", "empty.csv")
+    assert (found["ok"], found["invoice"]["lines"]) == (True, 0)
+    (tmp_path / "invoice.csv").write_text("id,cost\na,0.5\n")
+    found = as_json("verify", "--invoice", "invoice.csv", status=1)
+    assert [finding["invariant"] for finding in found["findings"]] == ["I14"]
+    shown = run(
+        "verify", "--invoice", "invoice.csv", "--from", "2026-01-01", "--to", "2026-02-01T00:00:00Z", status=1
+    )
+    assert "line a" in shown.stdout
+    assert "difference" in shown.stdout
+    (tmp_path / "odd.csv").write_text("id,price\n")
+    assert "odd.csv: expected columns" in run("verify", "--invoice", "odd.csv", status=1).output
+    assert "--from" in run("verify", "--invoice", "empty.csv", "--from", "May", status=2).output
+    assert "plain decimal" in run("verify", "--invoice", "empty.csv", "--tolerance", "x", status=1).output
+
+
+def test_reading_brings_a_store_of_an_older_version_up_to_date(as_json, tmp_path):
+    as_json("wallet", "create", "--name", "alice", "--state", "state")
+    (tmp_path / "state" / NAME).unlink()
+    (tmp_path / "schema").mkdir()
+    first = next((DATA / "schema").glob("0001_*.sql"))
+    (tmp_path / "schema" / first.name).write_bytes(first.read_bytes())
+    Store.open(tmp_path / "state" / NAME, memory_limit="64MB", schema_dir=tmp_path / "schema").close()
+    assert as_json("usage", "--state", "state")["data"] == []
+    assert as_json("verify", "--state", "state")["ok"] is True
 
 
 def test_tables_show_what_is_there_whatever_it_is_called(run):

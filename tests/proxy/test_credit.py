@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from attrs import define, evolve, field
 
-from accounting.hold import Books
+from accounting.books import Books
 from accounting.claims import Claim
 from accounting.ledger import Ledger
 from accounting.records import Grant, GrantKind, Key, Spender, Wallet

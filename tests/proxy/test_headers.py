@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from accounting.hold import Balance
+from accounting.ports import Balance
 from accounting.records import Receipt
 from pricing.price import Bounds
 from proxy import headers

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounting.hold import Balance
+from accounting.ports import Balance
 from accounting.records import Ending, UsageRecord
 from pricing.money import PICO
 from pricing.usage import Source, Usage

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from accounting.hold import Insufficient
+from accounting.refusals import Insufficient
 from proxy.waiting import Waiting
 
 

@@ -7,9 +7,10 @@ import pytest
 import trio
 from attrs import define, evolve, field, frozen
 
+from accounting.books import Books
 from accounting.claims import Claim
-from accounting.hold import Books, Overloaded
 from accounting.ledger import Ledger
+from accounting.ports import Overloaded
 from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
 from pricing.price import Bounds, Rates
 from pricing.usage import Meter, Reported, Usage
