@@ -103,7 +103,9 @@ class Books(Pen):
     async def change_key(self, key: Key) -> Key:
         """Replace what is known of a key, whole. Raises `UnknownKey` and as `create_key`."""
         self.ledger.key(key.key)
-        return await self._put_key(key)
+        changed = await self._put_key(key)
+        self.freed(key.wallet)
+        return changed
 
     async def revoke_key(self, key: str) -> Key:
         """Refuse a key from now on; returns once that is durable. Raises `UnknownKey`, `Overloaded`."""

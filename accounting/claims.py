@@ -132,7 +132,10 @@ class Claims:
         if claim.budget is not None:
             self._spending.check_task(claim.spender.wallet, claim.budget, claim.at_ms)
         self._fit(claim, amount)
-        self.open(request, claim, amount)
+        hold = self.open(request, claim, amount)
+        if hold.task is not None and claim.budget is not None and claim.budget.max is not None:
+            # at once, and not when its record comes: who asks next must find no more room than this one left
+            hold.task.max = min(hold.task.max, claim.budget.max)
 
     def open(self, request: str, claim: Claim, amount: Pico) -> OpenHold:
         """Set an amount aside that was found fitting before: now, or by the process that wrote its record."""

@@ -21,7 +21,7 @@ from typing import Final, Self
 import trio
 from attrs import define, evolve, field
 
-from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call
+from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call, within
 from accounting.claims import Claim
 from accounting.ledger import OpenAttempt
 from accounting.pen import Pen
@@ -118,7 +118,7 @@ class Hold:
         if self._closed or self._open is not None:
             raise RuntimeError(f"request {self.request}: an attempt begins inside another or after the hold")
         books, writer, claim = self._books, self._books.writer, self.claim
-        budget = claim.budget
+        task = claim.budget and books.ledger.task(claim.spender.wallet, claim.budget.id, claim.at_ms)
         attempt = Attempt(
             self.request,
             self._number + 1,
@@ -135,8 +135,8 @@ class Hold:
             books.clock(),
             "job" if job else "call",
             claim.at_ms,
-            "" if budget is None else budget.id,
-            None if budget is None else budget.max,
+            "" if claim.budget is None else claim.budget.id,
+            None if task is None else task.max,
         )
         places = PLACES + job
         writer.reserve(places)
@@ -200,11 +200,14 @@ class Hold:
             cut: ends the answer inside the chunk; gives what of it may be written.
 
         Raises:
+            Overloaded: the books have failed, and what it costs can no longer be written down.
             RuntimeError: no attempt is open.
         """
         opened = self._open
         if opened is None:
             raise RuntimeError(f"request {self.request}: nothing is open that could be relayed")
+        if self._books.failed:
+            raise Overloaded("the books have failed", trigger="failed")
         if opened.first_byte_ms is None:
             opened.first_byte_ms = self._books.clock()
             opened.sent = True
@@ -368,7 +371,7 @@ class Hold:
     def _record(self, opened: _Open, ending: Ending, made: Bill, *, free: bool) -> UsageRecord:
         return self._books.ledger.settlement(
             opened.known,
-            evolve(made, price=0, flags=(*made.flags, "failed_over")) if free else made,
+            evolve(made, price=0, flags=(*made.flags, "failed_over")) if free else within(made, self.held),
             ending,
             self._books.clock(),
             status=opened.status,

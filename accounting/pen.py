@@ -28,6 +28,7 @@ class Pen:
         empty_free_per_key_day: how many completions without a single token are free.
         freed: told the wallet whenever something of its credit has come free.
         seq: of the last record that the ledger has taken in.
+        failed: the writer has failed for good, so whoever watches it says; no answer may go on.
     """
 
     ledger: Ledger
@@ -41,6 +42,7 @@ class Pen:
     empty_free_per_key_day: int = field(default=0, kw_only=True)
     freed: Callable[[str], None] = field(default=lambda _wallet: None, kw_only=True)
     seq: int = field(default=0, kw_only=True)
+    failed: bool = field(default=False, init=False)
 
     def put_down(self, record: Record, *, reserved: bool = False) -> int:
         """Write a record that the ledger has decided on, and apply it; one synchronous step. Says its seq."""

@@ -10,6 +10,7 @@
    the old ones cut and sealed; they are never appended to. They go into the archive later, in the background.
 6. Load what is missing. Settle every call that the dead process left open, at its last progress; write that,
    sync it, and load it, too. A job stays open with its hold: its provider works on, and it is taken up again.
+   One that no provider is known to have taken on is settled as a call: nobody could ever say how it ended.
 
 A state directory that is not there yet goes the same way. Nothing here awaits: nobody is served meanwhile.
 """
@@ -173,8 +174,8 @@ def recover(
             return max(clock(), last.ms)
 
         past, opened = scanned.past(), ledger.open_attempts()
-        jobs = tuple(one for one in opened if one.attempt.kind == "job")
-        calls = [one for one in opened if one.attempt.kind != "job"]
+        jobs = tuple(one for one in opened if one.job is not None)
+        calls = [one for one in opened if one.job is None]
         _clear(disk, directory, scanned, past.number)
         journal = Journal.open(
             disk, directory, past, segment_bytes=segment_bytes, clock=stamp, places=len(calls)
@@ -270,7 +271,7 @@ def _load(store: OpenIndex, records: Iterable[tuple[int, Record]], at_once: int)
 def _settle(
     ledger: Ledger, journal: Journal, opened: Iterable[OpenAttempt], stamp: Callable[[], int]
 ) -> list[UsageRecord]:
-    """Settle every call that is open, durably."""
+    """Settle what was left open, durably."""
     settled = []
     for one in opened:
         record = ledger.settle_recovered(one, stamp())

@@ -234,10 +234,12 @@ class Price:
 
     def tier_at(self, context: int) -> Tier:
         """The tier that holds for an answer (or a leg of it) of this context length, in tokens."""
-        found = self.tiers[0]
-        for tier in self.tiers:
-            if context > tier.above:
-                found = tier
+        tiers = self.tiers
+        found = tiers[0]
+        if len(tiers) > 1:
+            for tier in tiers:
+                if context > tier.above:
+                    found = tier
         return found
 
 

@@ -260,8 +260,9 @@ async def _serve_sandbox(
 
 
 async def _watch_books(opened: OpenBooks, stop: _Stop) -> None:
-    """A gateway whose books have failed admits nothing, lets go of its streams and ends with an error."""
+    """A gateway whose books have failed admits nothing, ends its streams with an error, and then itself."""
     await opened.recorder.wait_failed()
+    opened.books.failed = True
     stop.fail()
 
 

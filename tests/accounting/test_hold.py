@@ -83,6 +83,16 @@ async def test_a_complete_answer_is_settled_at_its_report(world):
     assert_closed(world, "AS", charged=FINAL_PRICE)
 
 
+def test_books_that_have_failed_let_no_answer_go_on(world):
+    with pytest.raises(Overloaded, match="failed"), hold_in(world) as hold:
+        hold.attempt(terms())
+        hold.sending()
+        assert hold.cover(b"data", no_cut) == b"data"
+        world.books.failed = True
+        hold.cover(b"more", no_cut)
+    assert_closed(world, "AS", charged=last(world).charged)
+
+
 def test_the_attempt_is_in_the_journal_before_anything_is_sent(world):
     with hold_in(world) as hold:
         hold.attempt(terms())

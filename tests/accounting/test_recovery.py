@@ -127,16 +127,15 @@ def test_what_is_open_is_settled_at_its_last_progress_and_that_is_durable():
 def test_a_job_stays_open_with_its_hold_and_is_told():
     disk, store = FakeDisk(), FakeStore()
     books = start(disk, store)
-    write(
-        books, wallet(), grant(), work(1), job(1, 30), work(2), extension(2, 400), attempt(3), progress(3, 5)
-    )
+    write(books, wallet(), grant(), work(1), job(1, 30), work(2), extension(2, 400), job(2, 7), attempt(3))
+    write(books, progress(3, 5))
     for restart in range(3):
         disk.kill() if restart < 2 else books.close()
         books = start(disk, store)
         assert [one.request for one in books.findings.settled] == ["r3"] * (restart == 0)
         assert [(one.attempt.request, one.job, one.hold) for one in books.findings.jobs] == [
             ("r1", job(1, 30), HOLD),
-            ("r2", None, 400),
+            ("r2", job(2, 7), 400),
         ]
         assert books.ledger.held("w1") == HOLD + 400
         assert books.ledger.balance("w1") == 10**9 - 5
@@ -147,6 +146,20 @@ def test_a_job_stays_open_with_its_hold_and_is_told():
     books = start(disk, store)
     assert books.findings.jobs == ()
     assert books.ledger.balance("w1") == 10**9 - 35
+    check(disk, store, books)
+
+
+def test_a_job_that_no_provider_is_known_to_have_taken_on_is_settled_and_holds_nothing():
+    disk, store = FakeDisk(), FakeStore()
+    books = start(disk, store)
+    write(books, wallet(), grant(), work(1))
+    disk.kill()
+    books = start(disk, store)
+    assert [(one.request, one.charged, one.outcome) for one in books.findings.settled] == [
+        ("r1", 0, Ending.KILLED)
+    ]
+    assert books.findings.jobs == ()
+    assert (books.ledger.held("w1"), books.ledger.balance("w1")) == (0, 10**9)
     check(disk, store, books)
 
 

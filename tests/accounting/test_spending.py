@@ -263,3 +263,19 @@ def test_days_that_no_window_reaches_are_forgotten(world):
 def test_claims_without_limits_cost_no_walk_through_days(world):
     assert [room.limit for room in world.ledger.rooms(Claim(SPENDER))] == ["wallet"]
     assert ledger_fakes.CLAIM.max_cost is None
+
+
+def test_a_lower_maximum_holds_from_the_hold_on_and_not_only_from_its_record(world):
+    spend(world, 300, "r1", Budget("t", 3000))
+    claim = world.books.claim(SPENDER, Budget("t", 900))
+    with world.books.hold("r2", claim, 300, FakeClient()):
+        assert refused(world, 600, budget=Budget("t")).limit == "in_flight"
+        assert refused(world, 900, budget=Budget("t")).limit == "budget"
+
+
+def test_a_maximum_is_recorded_with_whichever_request_is_recorded_first(world):
+    """The one that named it may never have reached a provider."""
+    with world.books.hold("r1", world.books.claim(SPENDER, Budget("t", 900)), 3, FakeClient()):
+        spend(world, 300, "r2", Budget("t"))
+    assert world.ledger.task("w1", "t", world.ms).max == 900
+    assert world.replayed().task("w1", "t", world.ms).max == 900

@@ -81,14 +81,14 @@ def boxes_around(draw, legs, price):
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250)
 @given(st.data(), prices(), answers())
 def test_no_usage_inside_the_bounds_costs_more_than_their_ceiling(data, price, legs):
     bounds = data.draw(boxes_around(legs, price))
     assert price.cost(legs) <= price.ceiling(bounds)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(prices(), answers(), st.data())
 def test_wider_bounds_never_have_a_lower_ceiling(price, legs, data):
     bounds = data.draw(boxes_around(legs, price))
@@ -105,7 +105,7 @@ def test_wider_bounds_never_have_a_lower_ceiling(price, legs, data):
     assert price.ceiling(bounds) <= price.ceiling(wider)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 @given(prices(), st.integers(0, 5_000), st.integers(0, 5_000), st.sampled_from(["none", "5m", "1h"]))
 def test_a_ceiling_is_no_higher_than_some_usage_can_reach(price, most_input, most_output, writes):
     one_tier = evolve(price, tiers=price.tiers[:1])
@@ -137,14 +137,14 @@ def step_by_step(price, legs):
 _usages = st.builds(Usage, **dict.fromkeys(BUCKETS, _count))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(prices(), st.lists(_usages, max_size=3).map(tuple))
 def test_a_bill_is_the_same_step_by_step(price, legs):
     assert price.list_cost(legs) == step_by_step(price, legs)
     assert price.cost(legs) == marked_up(step_by_step(price, legs), price.markup_ppm)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(prices(), st.lists(_usages, max_size=3).map(tuple))
 def test_unpriced_is_what_is_used_and_no_rate_nor_its_stand_in_is_written_for(price, legs):
     expected = set()
@@ -172,7 +172,7 @@ _bounds = st.builds(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(prices(), _bounds, st.integers(0, 10**6))
 def test_a_ceiling_is_a_line_over_the_output(price, bounds, output):
     fixed, each = price.ceiling_line(bounds)
@@ -180,7 +180,7 @@ def test_a_ceiling_is_a_line_over_the_output(price, bounds, output):
     assert price.ceiling(evolve(bounds, output=output)) == expected
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(prices(), _bounds, st.integers(0, 10**13), st.integers(-2, 2), st.integers(0, 10_000))
 def test_affordable_output_is_the_most_that_fits_to_the_token(price, bounds, amount, off, output):
     """For any amount, and for those just above and below what some output costs."""

@@ -133,7 +133,6 @@ def test_whatever_became_of_the_store_it_is_made_anew_from_the_journal(config, b
     rebuild(config, silent)
     assert dump(config) == before
     assert not any(name.startswith(f"{NAME}.") for name in names(config))
-    assert verified(config)["ok"]
 
 
 def test_archived_segments_are_read_too(config):
@@ -187,8 +186,6 @@ def test_a_kill_while_the_new_one_takes_its_place_loses_nothing(config, monkeypa
     # what the killed process left, to one that does not have its locks
     left = config_of(shutil.copytree(state_of(config), tmp_path / "left"))
     assert verified(left)["ok"]
-    assert dump(left) == before
-    rebuild(left, silent)
     assert dump(left) == before
 
 
@@ -283,10 +280,9 @@ def test_a_directory_that_holds_something_is_not_written_to(config, tmp_path):
     (tmp_path / "out.partial").mkdir()
     with pytest.raises(Unavailable, match="broken off"):
         export_tables(config, tmp_path / "out", "csv", silent)
-    (tmp_path / "out.partial").rmdir()
-    export_tables(config, tmp_path / "out", "csv", silent)
+    (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="cannot be written"):
-        export_tables(config, tmp_path / "out" / "usage.csv" / "x", "csv", silent)
+        export_tables(config, tmp_path / "file" / "x", "csv", silent)
 
 
 def test_an_export_that_fails_leaves_nothing_behind(config, tmp_path, monkeypatch):

@@ -65,6 +65,12 @@ class Said(msgspec.Struct, gc=False):
     at_ms: int = 0
     hold_ms: int = 0
 
+    def __repr__(self):
+        told = msgspec.structs.asdict(self).items()
+        return " ".join(f"{name}={value}" for name, value in told if value and name not in CARRIED)
+
+
+CARRIED: Final = ("attempt", "progress", "job")
 
 _decoder: Final = msgspec.json.Decoder(Said)
 

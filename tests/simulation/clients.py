@@ -1,6 +1,7 @@
 """Clients: they ask, read fast or slowly, leave or stay, try again, and remember what they saw."""
 
 import math
+import re
 from typing import Final
 
 import trio
@@ -10,6 +11,9 @@ from proxy.types import Path
 from tests.simulation.wire import LANGUAGES, REQUESTS, Asked
 
 HEARTBEATS: Final = (b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n', b"\r\n", b"\n")
+
+COST: Final = re.compile(rb'(?:"x-credits-cost-micro"|"cost": ?"[^"]*", ?"cost_micro"): ?(\d+)')
+"""What an answer has cost; not what it had cost by then."""
 
 ROUTES: Final = {
     "openai_chat": lambda _asked: Path("openai_chat"),
@@ -86,6 +90,14 @@ class Seen:
         if not self.call.asked.stream:
             return True
         return LANGUAGES[self.call.dialect].saw_end(bytes(self.body))
+
+    @property
+    def cost_micro(self):
+        """What the client was told that the answer costs, in a header or in the last report of usage."""
+        if not self.call.asked.stream:
+            return int(self.headers["x-credits-cost-micro"])
+        told = COST.findall(self.body[-2048:])
+        return int(told[-1]) if told else None
 
     async def send(self, message):
         """Take what the gateway sends (ASGI)."""

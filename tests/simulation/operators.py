@@ -62,6 +62,7 @@ class Operators:
     sources: set = field(factory=set)
     revoked: dict = field(factory=dict)
     jobs: dict = field(factory=dict)
+    _made: int = 100
 
     @property
     def _account(self):
@@ -188,7 +189,8 @@ class Operators:
         key = f"key_{number}"
         await self.ask_to_change("revoke", lambda books: books.revoke_key(key))
         self.revoked[number] = trio.current_time()
-        new = 100 + len(self.acked)
+        self._made += 1
+        new = self._made
         await self._make_key(new, planned)
         if self.world.rng.random() < 0.7:  # some clients keep the old one
             self.keys[which] = new

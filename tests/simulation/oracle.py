@@ -213,11 +213,19 @@ def _check_call(world, request, seen, attempts):
             if not last and (attempt.end.charged or "failed_over" not in attempt.end.flags):
                 world.fail(f"{request}, attempt {number}, failed over, and stands as {attempt.end}")
             _check_settlement(world, seen, attempt)
-    end = attempts[numbers[-1]].end
-    if seen.complete and (end.t != "S" or end.outcome not in ("complete", "exhausted", "killed")):
+    if seen.complete:
+        _check_answered(world, request, seen, attempts[numbers[-1]].end)
+
+
+def _check_answered(world, request, seen, end):
+    """A client that has seen its answer to the end was told what it cost, and no power loss changes that."""
+    if end.t != "S" or end.outcome not in ("complete", "exhausted", "killed"):
         world.fail(f"{request} was answered, and stands in the books as {end}")
-    if seen.complete and end.outcome == "killed" and not _may_be_lost(world, seen.began):
-        world.fail(f"{request} was answered, and its settlement is gone: {end}")
+    elif end.outcome == "killed":
+        if not _may_be_lost(world, seen.began):
+            world.fail(f"{request} was answered, and its settlement is gone: {end}")
+    elif seen.cost_micro not in (None, -(-end.charged // 10**6)):
+        world.fail(f"{request} was told a cost of {seen.cost_micro}, and charged {end.charged}")
 
 
 def _may_be_lost(world, since):

@@ -191,7 +191,7 @@ class Process:
     async def _watch_books(self):
         await self.recorder.wait_failed()
         if self.life.alive:
-            self.sound = False
+            self.sound, self.books.failed = False, True
             self.world.event("books failed")
             self.stop.set()
 
