@@ -5,6 +5,7 @@ request itself may cost. Checked and taken in one synchronous step; nothing here
 """
 
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 
 from attrs import define, field, frozen
 
@@ -186,12 +187,16 @@ class Claims:
         """Refuse what does not fit. `already`: what this request holds, and no other request can give back."""
         if amount <= self._purses[claim.spender.wallet].available and not self._has_more_limits(claim):
             return  # nearly every hold: one comparison
-        full = [room for room in self.rooms(claim) if amount > room.available - _own(room, already)]
+        full: list[tuple[Pico, Room]] = []
+        for room in self.rooms(claim):
+            # a limit that was lowered meanwhile may be below what is held; what takes nothing fits all the same
+            free = max(room.available - _own(room, already), 0)
+            if amount > free:
+                full.append((free, room))
         if full:
-            for_good = [room for room in full if amount > room.unheld - already]
-            limit = min(for_good, key=lambda room: room.available).limit if for_good else "in_flight"
-            available = min(room.available - _own(room, already) for room in full)
-            raise Insufficient(limit, claim.spender.wallet, amount, max(available, 0))
+            for_good = [one for one in full if amount > one[1].unheld - already]
+            limit = min(for_good, key=itemgetter(0))[1].limit if for_good else "in_flight"
+            raise Insufficient(limit, claim.spender.wallet, amount, min(free for free, _ in full))
 
     def _has_more_limits(self, claim: Claim) -> bool:
         """Whether anything but the wallet bounds it."""

@@ -474,6 +474,19 @@ class Journal:
 
     # -- files -----------------------------------------------------------------------------------------
 
+    @property
+    def wants_housework(self) -> bool:
+        """Something should be done about the files; cheap to ask after every sync."""
+        if self._synced:
+            return True
+        promised = self._file.offset + self._reserved * (PLACE_BYTES + RECORD_BYTES)
+        return self._spare is None and promised * 2 >= self._file.size
+
+    @property
+    def wants_archiving(self) -> bool:
+        """There are sealed segments that are not in the archive."""
+        return bool(self._stored)
+
     def housework(self) -> Chore | None:
         """What should be done about the files, if anything; one thing at a time.
 
@@ -481,22 +494,18 @@ class Journal:
         once half of the file at hand is used or promised; without one there is less room to promise, nothing
         worse.
         """
-        if self.failed is not None or self.closed or self._busy:
+        if self.failed is not None or self.closed or self._busy or not self.wants_housework:
             return None
-        promised = self._file.offset + self._reserved * (PLACE_BYTES + RECORD_BYTES)
+        self._busy = True
         if self._synced:
-            self._busy = True
             file = self._synced.popleft()
             return Chore(partial(seal_file, self._disk, file), partial(self._sealed, file))
-        if self._spare is None and promised * 2 >= self._file.size:
-            self._busy = True
-            made: list[File] = []
+        made: list[File] = []
 
-            def make() -> None:
-                made.append(make_spare(self._disk, self._directory, self._segment_bytes))
+        def make() -> None:
+            made.append(make_spare(self._disk, self._directory, self._segment_bytes))
 
-            return Chore(make, lambda: self._made(made[0]))
-        return None
+        return Chore(make, lambda: self._made(made[0]))
 
     def chore_done(self, chore: Chore) -> None:
         """Take note of a chore, whether it went well or not."""

@@ -325,8 +325,9 @@ class Recorder:
         began = -math.inf
         try:
             async for entry in self._receive:
-                with trio.move_on_at(began + self.sync_seconds):
-                    await self._closing.wait()
+                if self.sync_seconds:
+                    with trio.move_on_at(began + self.sync_seconds):
+                        await self._closing.wait()
                 self._tail.append(entry)
                 self._drain()
                 began = trio.current_time()
@@ -360,7 +361,8 @@ class Recorder:
         self._since_flying = None
         self._synced = synced
         self._flying.set()
-        self._chores.ring()
+        if self.journal.wants_housework:
+            self._chores.ring()
 
     async def _try_sync(self) -> int | None:
         """Sync once; says up to where, or `None` if an error has led the journal on to another file."""
@@ -441,7 +443,8 @@ class Recorder:
                 if not entries:
                     del self._usage[record.request]
         self.loaded = max(self.loaded, upto)
-        self._archivable.ring()
+        if self.journal.wants_archiving:
+            self._archivable.ring()
 
     # -- the keeper of files, and the archivist ----------------------------------------------------------
 

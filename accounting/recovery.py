@@ -234,9 +234,11 @@ def _sync(disk: Disk, segment: Segment) -> None:
 
 def _clear(disk: Disk, directory: Path, scanned: Scan, number: int) -> None:
     """Remove what lies behind the last piece that counts: segments that were never synced, and the spare."""
-    for segment in reversed(scanned.unused):
+    # the last first, each for good: whatever cuts this off must not leave one without those before it
+    for segment in sorted(scanned.unused, key=lambda one: one.number, reverse=True):
         if segment.number > number:
             disk.unlink(segment.path)
+            disk.sync_dir(directory)
     disk.unlink(directory / SPARE)
     disk.sync_dir(directory)
 

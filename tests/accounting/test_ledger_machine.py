@@ -69,7 +69,8 @@ class TaskModel:
     max: int
     last_ms: int
     spent: int = 0
-    recorded: bool = False
+    written: int | None = None
+    """The maximum as some record has it; `None`: no record knows of the task."""
 
 
 @define(eq=False)
@@ -110,7 +111,7 @@ class Model:
         if task is None:
             return None
         open_ = bool(self.holds(task=task))
-        if not open_ and not task.recorded:
+        if not open_ and task.written is None:
             return None
         return task if open_ or self.now - task.last_ms <= 30 * DAY else None
 
@@ -136,7 +137,8 @@ class Model:
     def limit(self, rooms, more, already=0):
         """What stands in the way of so much more, or `None`."""
         rooms = [
-            (limit, now - already if limit == "max_cost" else now, unheld) for limit, now, unheld in rooms
+            (limit, max(now - already if limit == "max_cost" else now, 0), unheld)
+            for limit, now, unheld in rooms
         ]
         full = [room for room in rooms if more > room[1]]
         if not full:
@@ -341,6 +343,7 @@ class Machine(RuleBasedStateMachine):
             if known is None:
                 known = model.tasks[wallet, task] = TaskModel(most, model.now)
             known.last_ms = model.now
+            known.max = known.max if most is None else min(known.max, most)
         model.asked[name] = Asked(wallet, key, model.now, amount, known, budget, max_cost)
         if begins is not None:
             self.begin_attempt(name, job=begins)
@@ -358,7 +361,7 @@ class Machine(RuleBasedStateMachine):
             # what is in force: the request that set it may leave no record
             task, asked = one.budget.id, one.budget.max
             most = one.task.max if asked is None else min(one.task.max, asked)
-            one.task.max, one.task.recorded = most, True
+            one.task.max = one.task.written = most
         self.write(
             Attempt(
                 request,
@@ -536,6 +539,8 @@ class Machine(RuleBasedStateMachine):
             if not one.open:
                 self.ledger.give_back(request)  # so it never was
                 del model.asked[request]
+        for task in model.tasks.values():
+            task.max = task.max if task.written is None else task.written  # lowered by whom no record tells of
         before = self.ledger.state()
         self.ledger = Ledger()
         for record in self.journal:

@@ -16,7 +16,8 @@ from tests.simulation.world import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SHORT = range(60)
+SHORT = (*range(60), 2698)
+"""Of the last, a start died between removing two segments that had never been synced."""
 LONG = range(1_000, 5_000)
 REPLAYED = range(3)
 
