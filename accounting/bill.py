@@ -380,15 +380,19 @@ def _in_dearest_classes(terms: Terms, read: int, written: int) -> Usage:
 
 def with_call(price: Price, legs: tuple[Usage, ...]) -> tuple[Usage, ...]:
     """Count the call itself, where it has a price and the report does not count it."""
-    if legs and price.tiers[0].rates.requests and not any(leg.requests for leg in legs):
-        return (replace(legs[0], requests=1), *legs[1:])
-    return legs
+    if not legs or not price.tiers[0].rates.requests:
+        return legs
+    for leg in legs:
+        if leg.requests:
+            return legs
+    return (replace(legs[0], requests=1), *legs[1:])
 
 
 def _flags(
     terms: Terms, known: Reported | Estimated, legs: tuple[Usage, ...], ending: Ending
 ) -> tuple[str, ...]:
-    flags = [f"unpriced:{name}" for name in terms.price.unpriced(legs)]
+    unpriced = terms.price.unpriced(legs)
+    flags = [f"unpriced:{name}" for name in unpriced] if unpriced else []
     if isinstance(known, Reported):
         flags += known.flags
     elif ending is Ending.COMPLETE:

@@ -320,7 +320,8 @@ class Hold:
             self._places -= 1
         except Exception as error:  # noqa: BLE001 - the journal failed: memory stays right, nobody is told "done"
             self._unwritten = self.error = error
-        self._books.ledger.apply(record)
+        ledger = self._books.ledger
+        ledger.apply_settled(record) if isinstance(record, UsageRecord) else ledger.apply(record)
 
     def _settlement(self, opened: _Open, ending: Ending, *, free: bool) -> UsageRecord:
         """Make out S: by the rule, else by the estimate, else by the last progress."""

@@ -283,7 +283,8 @@ class Journal:
             BooksFailed: the disk has failed, now or before. A reserved place stays reserved.
             NoRoom: as it says; only where nothing was reserved.
         """
-        self._check()
+        if self.failed is not None or self.closed:
+            self._check()
         seq = self.seq + 1
         line, crc = encode(record, seq, self._crc)
         if not reserved and not self._fits(self._reserved, len(line) + MARK_BYTES):
@@ -315,14 +316,15 @@ class Journal:
     def _write(self, data: bytes) -> None:
         file, rest = self._file, data
         offset = file.offset
-        if offset + len(data) > file.size:
+        end = offset + len(data)
+        if end > file.size:
             raise OSError(f"{file.path}: no room for {len(data)} bytes that were promised some")
         while (written := self._disk.pwrite(file.descriptor, rest, offset)) < len(rest):
             if written <= 0:
                 raise OSError(f"{file.path}: nothing is written at byte {offset}")
             offset += written
             rest = rest[written:]
-        file.offset += len(data)
+        file.offset = end
 
     def _roll(self, line_bytes: int) -> None:
         """Go on in the spare. What is full is sealed once a sync has covered the new head, too."""

@@ -19,7 +19,7 @@ must fit into each of them when it is taken, and when it grows.
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 from attrs import define, field, frozen
 
@@ -289,6 +289,11 @@ class Ledger:
         if grant.grant in self._grants:
             raise ValueError(f"grant {grant.grant!r} exists")
 
+    @property
+    def may_expire(self) -> bool:
+        """Some grant of some wallet has an end."""
+        return bool(self._expiring)
+
     def expire_due(self, now_ms: int, wallet: str | None = None) -> list[Transfer]:
         """Say what expires now, of one wallet or all: the records to write and then apply, in this order.
 
@@ -307,7 +312,15 @@ class Ledger:
         return [transfer for name in purses for transfer in self._purses[name].expiries(now_ms)]
 
     def settlement(
-        self, opened: OpenAttempt, made: bill.Bill, ending: Ending, now_ms: int, **told: Any
+        self,
+        opened: OpenAttempt,
+        made: bill.Bill,
+        ending: Ending,
+        now_ms: int,
+        *,
+        status: int = 0,
+        first_byte_ms: int | None = None,
+        upstream_id: str | None = None,
     ) -> UsageRecord:
         """Make out S for an attempt: what its bill comes to under its hold, and which grants pay. Changes nothing.
 
@@ -316,11 +329,12 @@ class Ledger:
             made: what it costs.
             ending: how it ended.
             now_ms: wall clock.
-            **told: what else the record says (`status`, `upstream_id`, `first_byte_ms`, `flags`).
+            status: of the provider's answer.
+            first_byte_ms: when its first byte was relayed.
+            upstream_id: what the provider calls it.
         """
         attempt, purse = opened.attempt, self._purse(opened.attempt.wallet)
         charged = min(made.price, opened.hold)
-        flags = (*made.flags, *told.pop("flags", ()))
         return UsageRecord(
             request=attempt.request,
             number=attempt.number,
@@ -332,7 +346,7 @@ class Ledger:
             dialect=attempt.dialect,
             stream=attempt.stream,
             outcome=ending,
-            status=told.pop("status", 0),
+            status=status,
             source=made.source,
             usage=made.usage,
             price_version=attempt.price_version,
@@ -347,9 +361,10 @@ class Ledger:
             ended_ms=max(now_ms, attempt.at_ms),
             usage_legs=made.legs if len(made.legs) > 1 else (),
             legs=purse.burn(charged),
-            flags=(*flags, "beyond_hold") if made.price > charged else flags,
+            first_byte_ms=first_byte_ms,
+            flags=(*made.flags, "beyond_hold") if made.price > charged else made.flags,
+            upstream_id=upstream_id,
             budget=attempt.budget,
-            **told,
         )
 
     def settle_recovered(self, opened: OpenAttempt, now_ms: int) -> UsageRecord:

@@ -109,6 +109,7 @@ class Recorder:
         unloaded_max: records that may wait for it, before new ones are refused.
         unsynced_seconds_max: age of the oldest record that is not on the platter, before they are.
         log: told what went wrong and is tried again: event and fields.
+        on_settled: shown every settlement as it is written.
     """
 
     journal: Journal
@@ -122,6 +123,7 @@ class Recorder:
     unloaded_max: int = field(default=500_000, kw_only=True)
     unsynced_seconds_max: float = field(default=10.0, kw_only=True)
     log: Callable[..., None] = field(default=lambda _event, **_fields: None, kw_only=True)
+    on_settled: Callable[[UsageRecord], None] = field(default=lambda _record: None, kw_only=True)
     store_error: str | None = field(default=None, init=False)
     _synced: int = field(init=False)
     _tail: deque[tuple[int, Record]] = field(factory=deque, init=False)
@@ -188,9 +190,10 @@ class Recorder:
             raise Overloaded("the books have failed", trigger="failed") from error
         if self._unsynced_since is None:
             self._unsynced_since = self.now()
+        self._send.send_nowait((seq, record))
         if isinstance(record, UsageRecord):
             self._usage.setdefault(record.request, []).append((seq, record))
-        self._send.send_nowait((seq, record))
+            self.on_settled(record)
         return seq
 
     def close(self) -> None:
@@ -200,11 +203,12 @@ class Recorder:
         self._send.close()
 
     def _admit(self, places: int) -> None:
-        if self.failed is not None:
+        journal = self.journal
+        if journal.failed is not None:
             raise Overloaded("the books have failed", trigger="failed")
         if self._closed:
             raise Overloaded("the books are closed", trigger="closed")
-        if self.unloaded + self.journal.reserved + places > self.unloaded_max:
+        if journal.seq - self.loaded + journal.reserved + places > self.unloaded_max:
             raise Overloaded("too many records wait for the store", trigger="unloaded")
         if self.oldest_unsynced_seconds > self.unsynced_seconds_max:
             raise Overloaded("the disk is too slow", trigger="unsynced")

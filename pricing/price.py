@@ -134,6 +134,9 @@ WRITTEN: Final = MappingProxyType(
 """Which buckets output can fall into: whether there may be audio and images."""
 
 
+_NOTHING: Final[frozenset[str]] = frozenset()
+
+
 @frozen
 class Bounds:
     """The box that every usage of one request must lie in; what a hold is the price of.
@@ -183,7 +186,7 @@ class Price:
 
     def list_cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the legs cost at list price: the operator's own cost."""
-        return sum([sum(map(mul, self.tier_at(leg.context).each, astuple(leg))) for leg in legs])
+        return sum([sum(map(mul, self.tier_of(leg).each, astuple(leg))) for leg in legs])
 
     def cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the customer owes for the legs of one answer; rounded up once, by the markup."""
@@ -224,22 +227,23 @@ class Price:
 
     def unpriced(self, legs: tuple[Usage, ...]) -> frozenset[str]:
         """Buckets in use with neither a written rate nor a stand-in; charged at nothing, and alarmed."""
-        return frozenset(
-            [name for leg in legs for name in self.tier_at(leg.context).unwritten if getattr(leg, name)]
-        )
+        used = [name for leg in legs for name in self.tier_of(leg).unwritten if getattr(leg, name)]
+        return frozenset(used) if used else _NOTHING
 
     def with_markup(self, markup_ppm: int) -> "Price":
         """The same list price under another markup."""
         return evolve(self, markup_ppm=markup_ppm)
 
+    def tier_of(self, leg: Usage) -> Tier:
+        """The tier that holds for an answer, or a leg of it."""
+        return self.tiers[0] if len(self.tiers) == 1 else self.tier_at(leg.context)
+
     def tier_at(self, context: int) -> Tier:
         """The tier that holds for an answer (or a leg of it) of this context length, in tokens."""
-        tiers = self.tiers
-        found = tiers[0]
-        if len(tiers) > 1:
-            for tier in tiers:
-                if context > tier.above:
-                    found = tier
+        found = self.tiers[0]
+        for tier in self.tiers:
+            if context > tier.above:
+                found = tier
         return found
 
 

@@ -86,31 +86,9 @@ class _Clock:
     last_ms: int
 
     def __call__(self) -> int:
-        self.last_ms = max(self.last_ms, wall_ms())
+        now_ms = time.time_ns() // 1_000_000
+        self.last_ms = max(self.last_ms, now_ms)
         return self.last_ms
-
-
-@define(eq=False)
-class _Watched:
-    """The recorder, with every settlement shown to telemetry as it is written."""
-
-    _recorder: Recorder
-    _telemetry: Telemetry
-
-    def reserve(self, places: int) -> None:
-        self._recorder.reserve(places)
-
-    def release(self, places: int) -> None:
-        self._recorder.release(places)
-
-    def write(self, record: Record, *, reserved: bool = False) -> int:
-        seq = self._recorder.write(record, reserved=reserved)
-        if isinstance(record, UsageRecord):
-            self._telemetry.settled(record)
-        return seq
-
-    async def durable(self, seq: int) -> None:
-        await self._recorder.durable(seq)
 
 
 @define(eq=False)
@@ -194,7 +172,7 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
     recorder = Recorder(
         recovered.journal,
         recovered.store,
-        trio.current_time,
+        time.perf_counter,
         partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(RECORDER_THREADS)),
         loaded=recovered.journal.seq,
         sync_seconds=settings.relaxed_seconds if settings.durability == "relaxed" else 0.0,
@@ -203,12 +181,13 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         unloaded_max=settings.unloaded_max,
         unsynced_seconds_max=settings.unsynced_seconds_max,
         log=partial(telemetry.trouble, "error"),
+        on_settled=telemetry.settled,
     )
     books = Books(
         recovered.ledger,
-        _Watched(recorder, telemetry),
+        recorder,
         _Clock(recovered.last_ms),
-        trio.current_time,
+        time.perf_counter,
         new_id,
         progress_seconds=settings.progress_seconds,
         progress_tokens=settings.progress_tokens,

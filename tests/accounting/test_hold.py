@@ -346,8 +346,8 @@ def test_a_report_that_cannot_be_priced_is_settled_at_the_estimate_and_flagged(w
         hold.meter.report(BadReport())
     record = last(world)
     assert (record.usage, record.source) == (Usage(input=400, output=9), Source.ESTIMATED)
-    assert record.flags == ("settle_error:AttributeError",)
-    assert isinstance(hold.error, AttributeError)
+    assert record.flags == ("settle_error:TypeError",)
+    assert isinstance(hold.error, TypeError)
     assert_closed(world, "AS", charged=400 * 3 + 9 * 15)
 
 

@@ -540,7 +540,9 @@ class Machine(RuleBasedStateMachine):
                 self.ledger.give_back(request)  # so it never was
                 del model.asked[request]
         for task in model.tasks.values():
-            task.max = task.max if task.written is None else task.written  # lowered by whom no record tells of
+            task.max = (
+                task.max if task.written is None else task.written
+            )  # lowered by whom no record tells of
         before = self.ledger.state()
         self.ledger = Ledger()
         for record in self.journal:

@@ -8,7 +8,6 @@ from attrs import define, field
 from accounting.books import Books
 from accounting.recorder import Recorder
 from accounting.recovery import recover
-from proxy.books import _Watched
 from proxy.doors.reply import DoorReply
 from proxy.gateway import Gateway
 from proxy.keys import KeyRing
@@ -122,10 +121,11 @@ class Process:
             unloaded_max=plan.unloaded_max,
             unsynced_seconds_max=plan.unsynced_seconds_max,
             log=lambda event, **fields: world.event("books", event, **fields),
+            on_settled=telemetry.settled,
         )
         self.books = Books(
             recovered.ledger,
-            _Watched(self.recorder, telemetry),
+            self.recorder,
             clock,
             trio.current_time,
             world.new_id,
