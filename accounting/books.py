@@ -48,8 +48,8 @@ class Books(Pen):
 
     def balance(self, wallet: str) -> Balance:
         """What a wallet has. Raises `UnknownWallet`."""
-        balance, held = self.ledger.balance(wallet), self.ledger.held(wallet)
-        return Balance(balance, held, max(balance - held, 0), self.ledger.wallet(wallet).currency)
+        balance, held, currency = self.ledger.standing(wallet)
+        return Balance(balance, held, max(balance - held, 0), currency)
 
     def available_to(self, claim: Claim) -> Pico:
         """What a new hold may take, under all limits together. Raises `UnknownWallet`."""

@@ -288,13 +288,7 @@ class Hold:
         else:
             books.ledger.give_back(self.request)
         books.expire_due(wallet)  # what this hold leaned on may have expired
-        self._receipt = Receipt(
-            self.request,
-            self._last,
-            books.ledger.balance(wallet),
-            books.ledger.held(wallet),
-            books.ledger.wallet(wallet).currency,
-        )
+        self._receipt = Receipt(self.request, self._last, *books.ledger.standing(wallet))
         books.freed(wallet)
 
     def _ending(self, exc: BaseException | None) -> Ending:
@@ -325,7 +319,8 @@ class Hold:
 
     def _settlement(self, opened: _Open, ending: Ending, *, free: bool) -> UsageRecord:
         """Make out S: by the rule, else by the estimate, else by the last progress."""
-        elapsed = self._books.now() - opened.began
+        now = self._books.now()
+        elapsed = now - opened.began
         try:
             made = bill(
                 opened.terms,
@@ -334,7 +329,7 @@ class Hold:
                 elapsed_seconds=elapsed,
                 relayed=self._relayed,
                 gone=self._client.client_gone,
-                quiet_seconds=self._books.now() - self._content_at,
+                quiet_seconds=now - self._content_at,
             )
             if made.price and is_empty(opened.terms, self.meter, ending) and self._may_be_free():
                 made = waived(made)

@@ -306,12 +306,17 @@ class Journal:
         return seq
 
     def _put(self, record: Record, seq: int, line: bytes, crc: int) -> None:
-        if self._file.offset + len(line) > self._file.size:
-            self._roll(len(line))
+        file, size = self._file, len(line)
+        if file.offset + size > file.size:
+            self._roll(size)
             line, crc = encode(record, seq, self._crc)
-        self._write(line)
+            file = self._file
+        if self._disk.pwrite(file.descriptor, line, file.offset) == size:  # nearly always
+            file.offset += size
+        else:
+            self._write(line)  # once more, from its first byte
         self._crc = crc
-        self._file.bare = False
+        file.bare = False
 
     def _write(self, data: bytes) -> None:
         file, rest = self._file, data

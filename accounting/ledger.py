@@ -146,6 +146,11 @@ class Ledger:
         """The grant that this payment made, spent or not."""
         return self._sources.get(source_key)
 
+    def standing(self, wallet: str) -> tuple[Pico, Pico, str]:
+        """What is left of a wallet's grants, what of it is held, and in which currency. Raises `UnknownWallet`."""
+        purse = self._purse(wallet)
+        return purse.balance, purse.held, purse.wallet.currency
+
     def balance(self, wallet: str) -> Pico:
         """What is left of a wallet's grants together. Raises `UnknownWallet`."""
         return self._purse(wallet).balance

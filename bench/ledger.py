@@ -123,6 +123,7 @@ async def _hold_and_settle(case: str, terms: Terms, turn: int) -> dict[str, Any]
             for number in range(1000):
                 _one(ledger, spender, f"warm_{number}", terms)
             took, cpu = [], []
+            names = [f"req_{number:020d}" for number in range(HOLDS)]
             sys.setswitchinterval(SWITCH_SECONDS)
             for number in range(0, HOLDS, TOGETHER):
                 if turn == TOGETHER:
@@ -130,9 +131,9 @@ async def _hold_and_settle(case: str, terms: Terms, turn: int) -> dict[str, Any]
                 elif number % turn == 0:
                     await opened.load()
                 before = time.thread_time_ns()
-                for one in range(number, number + TOGETHER):
+                for name in names[number : number + TOGETHER]:
                     began = time.perf_counter_ns()
-                    _one(ledger, spender, f"req_{one:020d}", terms)
+                    _one(ledger, spender, name, terms)
                     took.append(time.perf_counter_ns() - began)
                 cpu.append((time.thread_time_ns() - before) / TOGETHER)
             took.sort()
