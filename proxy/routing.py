@@ -53,6 +53,10 @@ every hold has to spare for what shows in no byte; with a longer one everything 
 NAME_LENGTH_MAX: Final = 200
 """Of what a caller calls a model; longer ones are not worth comparing with anything."""
 
+KNOWN_MAX: Final = 4096
+"""Names that are remembered with what they come to. There is no end to them: some models take parameters in theirs."""
+
+_NOTHING: Final = Bounds(input=0, output=0)
 _FREE: Final = (Tier(0, Rates(input=0, output=0, requests=0)),)
 
 
@@ -77,6 +81,7 @@ class Router:
     config: Config
     today: Callable[[], date]
     _served: Mapping[str, tuple[Provider, ...]] = field(init=False)
+    _offers: dict[tuple[str, int | None, date], tuple[Offer, ...]] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         served = {
@@ -99,8 +104,8 @@ class Router:
                 another dialect or an input that it does not take (400).
         """
         day = self.today()
-        found, providers = self._resolve(ask.model, day)
-        model = found.model
+        known = self._known(ask.model, caller.markup_ppm, day)
+        model = known[0].model
         if not _allowed(caller, model):
             raise Rejected(Kind.NOT_ALLOWED, f"This key may not use the model {model.id!r}.", param="model")
         if model.dialect != ask.dialect:
@@ -111,18 +116,15 @@ class Router:
                 f"use {SPOKEN[model.dialect]} for this model.",
                 param="model",
             )
-        _check_input(model, ask.measures, day)
-        offers = tuple(
-            self._offer(ask, caller, found, provider=provider, account=account, day=day)
-            for provider in providers
-            for account in provider.account or (Account(name="default"),)
-        )
+        measures = ask.measures
+        _check_input(model, measures, day)
+        if ask.free:
+            return tuple([_free(offer, measures) for offer in known])
+        bounds, visible = input_bounds(model, measures), not model.hides_reasoning(measures.reasoning)
         # one hold is for all of them: it rolls where it is safe with whichever answers
-        slice_tokens = self.config.holds.slice_tokens if all(_may_roll(ask, one) for one in offers) else 0
-        return tuple(
-            offer if ask.free else _with_output(offer, ask.measures, caller, available, slice_tokens)
-            for offer in offers
-        )
+        rolls = visible and _may_roll(ask, bounds) and all(one.stops_billing == "yes" for one in known)
+        slice_tokens = self.config.holds.slice_tokens if rolls else 0
+        return tuple([_made(offer, ask, caller, bounds, visible, available, slice_tokens) for offer in known])
 
     def first_hold(self, offers: tuple[Offer, ...]) -> Pico:
         """What has to be set aside before anything is sent, whichever offer answers."""
@@ -134,11 +136,11 @@ class Router:
 
     def models(self, caller: Caller | None = None) -> tuple[Served, ...]:
         """The models that can be used here, at this caller's prices; for nobody in particular without one."""
-        day = self.today()
+        day, own = self.today(), None if caller is None else caller.markup_ppm
         return tuple(
             Served(
                 model=model,
-                price=self.catalog.price(model, self._markup_ppm(caller, providers[0], model), day),
+                price=self.catalog.price(model, self._markup_ppm(own, providers[0], model), day),
                 providers=tuple(provider.name for provider in providers),
             )
             for model, providers in self._on_sale(day)
@@ -209,46 +211,44 @@ class Router:
             yield model.id
             yield model.id.partition("/")[2]
 
+    def _known(self, name: str, markup_ppm: int | None, day: date) -> tuple[Offer, ...]:
+        """What a name comes to at this markup, in the order to be tried: all of an offer that no request changes."""
+        at = (name, markup_ppm, day)
+        known = self._offers.get(at)
+        if known is None:
+            if len(self._offers) >= KNOWN_MAX:
+                self._offers.clear()
+            found, providers = self._resolve(name, day)
+            known = self._offers[at] = tuple(
+                [
+                    self._offer(found, provider, account, markup_ppm, day)
+                    for provider in providers
+                    for account in provider.account or (Account(name="default"),)
+                ]
+            )
+        return known
+
     def _offer(
-        self,
-        ask: Ask,
-        caller: Caller,
-        found: Found,
-        *,
-        provider: Provider,
-        account: Account,
-        day: date,
+        self, found: Found, provider: Provider, account: Account, markup_ppm: int | None, day: date
     ) -> Offer:
         model = found.model
-        offer = Offer(
+        return Offer(
             provider=provider.name,
             kind=provider.kind,
             account=account.name,
             dialect=DIALECTS[provider.kind],
             model=model,
             wire_name=_wire_name(provider, found),
-            price=self.catalog.price(model, self._markup_ppm(caller, provider, model), day),
-            bounds=Bounds(input=0, output=0),
+            price=self.catalog.price(model, self._markup_ppm(markup_ppm, provider, model), day),
+            bounds=_NOTHING,
             region=provider.region,
-            choices=ask.measures.choices,
+            stops_billing=self._stops_billing(provider),
+            states_input=self._states_input(provider) == "start",
             stream_options=provider.stream_options,
         )
-        if ask.free:
-            # nothing is generated, so hanging up ends a bill of nothing
-            price = evolve(offer.price, tiers=_FREE)
-            return evolve(offer, price=price, stops_billing="yes", visible=True)
-        return evolve(
-            offer,
-            bounds=input_bounds(model, ask.measures),
-            stops_billing=self._stops_billing(ask, provider),
-            states_input=ask.stream and self._states_input(provider) == "start",
-            holds_back=ask.measures.tools > 0 and DIALECTS[provider.kind] in HOLD_BACK,
-            visible=not model.hides_reasoning(ask.measures.reasoning),
-        )
 
-    def _stops_billing(self, ask: Ask, provider: Provider) -> StopsBilling:
-        if not ask.stream:
-            return "no"
+    def _stops_billing(self, provider: Provider) -> StopsBilling:
+        """Of a stream: any other answer is billed to its end."""
         if provider.stops_billing is not None:
             return provider.stops_billing
         vendor = self._itself(provider)
@@ -265,9 +265,10 @@ class Router:
         vendor = self.catalog.vendors.get(_vendor(provider))
         return vendor if vendor is not None and provider.base_url in (None, vendor.base_url) else None
 
-    def _markup_ppm(self, caller: Caller | None, provider: Provider, model: Model) -> int:
-        if caller is not None and caller.markup_ppm is not None:
-            return caller.markup_ppm
+    def _markup_ppm(self, own: int | None, provider: Provider, model: Model) -> int:
+        """The key's own, or the provider's, or the first whose pattern the model fits, or everybody's."""
+        if own is not None:
+            return own
         if provider.markup_ppm is not None:
             return provider.markup_ppm
         for markup in self.config.pricing.markup:
@@ -303,42 +304,54 @@ def input_bounds(model: Model, measures: Measures) -> Bounds:
     )
 
 
-def _may_roll(ask: Ask, offer: Offer) -> bool:
-    """Whether the hold may begin with a slice: every token that is billed goes by, and hanging up ends the bill."""
-    bounds = offer.bounds
-    one_text = offer.choices == 1 and not (bounds.audio_output or bounds.image_output)
-    all_shown = offer.visible and ask.measures.stop_bytes <= STOP_BYTES_MAX and not bounds.web_searches
-    return ask.stream and offer.abortable and one_text and all_shown
+def _free(offer: Offer, measures: Measures) -> Offer:
+    """Of a call that generates nothing: hanging up ends a bill of nothing."""
+    price = evolve(offer.price, tiers=_FREE)
+    return evolve(
+        offer, price=price, choices=measures.choices, stops_billing="yes", visible=True, states_input=False
+    )
 
 
-def _with_output(
-    offer: Offer, measures: Measures, caller: Caller, available: Pico, slice_tokens: int
+def _may_roll(ask: Ask, bounds: Bounds) -> bool:
+    """Whether all that such an answer writes goes by, so that its hold may begin with a slice."""
+    one_text = ask.measures.choices == 1 and not (bounds.audio_output or bounds.image_output)
+    return ask.stream and one_text and ask.measures.stop_bytes <= STOP_BYTES_MAX and not bounds.web_searches
+
+
+def _made(
+    known: Offer, ask: Ask, caller: Caller, bounds: Bounds, visible: bool, available: Pico, slice_tokens: int
 ) -> Offer:
-    """Add the output bound in force: the caller's, or else the model's or one that the credit can bear.
+    """Make the offer to one request of what is known of it.
 
-    Where the caller allows it (`clamp`) and the hold does not roll, its own bound is lowered to what the credit
-    can bear, as far as the provider's minimum.
+    The output bound in force is the caller's, or else the model's or one that the credit can bear. Where the caller
+    allows it (`clamp`) and the hold does not roll, its own bound is lowered to what the credit can bear, as far as
+    the provider's minimum.
     """
-    most, asked = offer.model.output_max, measures.output
+    measures, price = ask.measures, known.price
+    most, asked = known.model.output_max, measures.output
     limit = most if asked is None else min(asked, most)
     if asked is None:
-        input_costs = offer.price.ceiling(evolve(offer.bounds, output=0))
-        bought = affordable_output(offer.price, offer.bounds, input_costs + available // AVAILABLE_SHARE)
+        bought = affordable_output(price, bounds, price.ceiling(bounds) + available // AVAILABLE_SHARE)
         share = bought // measures.choices
         limit = min(most, max(OUTPUT_TOKENS_MIN, share))
     clamped = False
     if caller.clamp and not slice_tokens:
-        bears = affordable_output(offer.price, offer.bounds, available) // measures.choices
-        if _least_output(offer, measures) <= bears < limit:
+        bears = affordable_output(price, bounds, available) // measures.choices
+        if _least_output(known, measures) <= bears < limit:
             limit, clamped = bears, True
     lowered = limit < most if asked is None else limit < asked
     return evolve(
-        offer,
-        bounds=evolve(offer.bounds, output=limit * measures.choices),
+        known,
+        bounds=evolve(bounds, output=limit * measures.choices),
+        choices=measures.choices,
+        stops_billing=known.stops_billing if ask.stream else "no",
+        states_input=known.states_input and ask.stream,
+        holds_back=measures.tools > 0 and known.dialect in HOLD_BACK,
+        visible=visible,
         output_limit=limit if lowered else None,
         output_assumed=asked is None or lowered,
         clamped=clamped,
-        thinking_limit=_thinking_within(offer, measures, limit) if lowered else None,
+        thinking_limit=_thinking_within(known, measures, limit) if lowered else None,
         slice_tokens=slice_tokens,
     )
 
@@ -363,6 +376,8 @@ def _affordable(offer: Offer, available: Pico) -> int:
 
 def _check_input(model: Model, measures: Measures, day: date) -> None:
     """Refuse what the model has no price for: no price, no service."""
+    if not (measures.images or measures.audio_bytes or measures.audio_output or measures.image_output):
+        return
     rates = [tier.rates for tier in model.tiers_on(day)]
     refused: list[tuple[bool, str]] = [
         (measures.images > 0 and model.image_tokens_max == 0, "take images"),

@@ -9,8 +9,9 @@ import sys
 import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any, Final
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, Final, Self
 
 import msgspec
 from attrs import define, field
@@ -119,28 +120,6 @@ class Metrics:
 
 
 @define(eq=False)
-class RequestLog:
-    """What is to be said about one request when it is over."""
-
-    status: int = 200
-    kind: str | None = None
-    error: str | None = None
-    limit: str | None = None
-
-    def failed(self, failure: Failure) -> Failure:
-        """It was refused or failed in a way that the caller is told; gives the failure back."""
-        self.status, self.kind = failure.status, failure.kind.value
-        told = failure.metadata or {}
-        self.limit = told.get("limit") or told.get("trigger")
-        return failure
-
-    def crashed(self, error: Exception) -> None:
-        """It was our own fault."""
-        self.status, self.kind = 500, Kind.INTERNAL.value
-        self.error = _places(error)
-
-
-@define(eq=False)
 class Telemetry:
     """Where log lines and counts go.
 
@@ -163,9 +142,8 @@ class Telemetry:
         Raises:
             AssertionError: a field is not on the allow-list; that is our own mistake and tests find it.
         """
-        unknown = fields.keys() - LOGGED
-        if unknown:
-            raise AssertionError(f"not on the log's allow-list: {sorted(unknown)}")
+        if not fields.keys() <= LOGGED:
+            raise AssertionError(f"not on the log's allow-list: {sorted(fields.keys() - LOGGED)}")
         if LEVELS.index(level) < LEVELS.index(self.level):
             return
         line = {"ts_ms": self.clock(), "level": level, "event": event}
@@ -210,39 +188,71 @@ class Telemetry:
                 because=", ".join(alarming),
             )
 
-    @contextmanager
-    def request(self, request: Request, path: Path, reply: Reply) -> Iterator[RequestLog]:
+    def request(self, request: Request, path: Path, reply: Reply) -> "RequestLog":
         """Around one request: count it, time it, and write its line when it is over."""
-        log, began = RequestLog(), self.now()
-        self.metrics.count("farebox_requests_started_total", dialect=path.dialect)
-        try:
-            yield log
-        except BaseException:  # cancelled: by its client, by a deadline that is not its own, or by a signal
-            log.status, log.kind = CANCELLED_STATUS, "cancelled"
-            raise
-        finally:
-            seconds = self.now() - began
-            self.metrics.seconds("farebox_request_seconds", seconds)
-            self.metrics.count(
-                "farebox_requests_total", dialect=path.dialect, status=str(log.status), kind=log.kind or "ok"
-            )
-            if log.limit is not None:
-                self.metrics.count("farebox_refused_total", kind=log.kind or "", limit=log.limit)
-            if reply.client_gone:
-                self.metrics.count("farebox_hung_up_total", dialect=path.dialect)
-            self.log(
-                "error" if log.status == 500 else "info",
-                "request",
-                request=request.id,
-                method=request.method,
-                dialect=path.dialect,
-                action=path.action,
-                status=log.status,
-                kind=log.kind,
-                hung_up=reply.client_gone or None,
-                seconds=round(seconds, 4),
-                traceback=log.error,
-            )
+        return RequestLog(self, request, path, reply)
+
+
+@define(eq=False)
+class RequestLog:
+    """The context around one request: what is to be said about it when it is over."""
+
+    _telemetry: Telemetry
+    _request: Request
+    _path: Path
+    _reply: Reply
+    status: int = field(default=200, init=False)
+    kind: str | None = field(default=None, init=False)
+    error: str | None = field(default=None, init=False)
+    limit: str | None = field(default=None, init=False)
+    _began: float = field(init=False)
+
+    def failed(self, failure: Failure) -> Failure:
+        """It was refused or failed in a way that the caller is told; gives the failure back."""
+        self.status, self.kind = failure.status, failure.kind.value
+        told = failure.metadata or {}
+        self.limit = told.get("limit") or told.get("trigger")
+        return failure
+
+    def crashed(self, error: Exception) -> None:
+        """It was our own fault."""
+        self.status, self.kind = 500, Kind.INTERNAL.value
+        self.error = _places(error)
+
+    def __enter__(self) -> Self:
+        self._began = self._telemetry.now()
+        self._telemetry.metrics.add("farebox_requests_started_total", (("dialect", self._path.dialect),))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if (
+            exc_type is not None
+        ):  # cancelled: by its client, by a deadline that is not its own, or by a signal
+            self.status, self.kind = CANCELLED_STATUS, "cancelled"
+        telemetry, dialect, kind = self._telemetry, self._path.dialect, self.kind or "ok"
+        metrics, seconds = telemetry.metrics, telemetry.now() - self._began
+        metrics.seconds("farebox_request_seconds", seconds)
+        labels = (("dialect", dialect), ("kind", kind), ("status", str(self.status)))
+        metrics.add("farebox_requests_total", labels)
+        if self.limit is not None:
+            metrics.count("farebox_refused_total", kind=self.kind or "", limit=self.limit)
+        if self._reply.client_gone:
+            metrics.count("farebox_hung_up_total", dialect=dialect)
+        telemetry.log(
+            "error" if self.status == 500 else "info",
+            "request",
+            request=self._request.id,
+            method=self._request.method,
+            dialect=dialect,
+            action=self._path.action,
+            status=self.status,
+            kind=self.kind,
+            hung_up=self._reply.client_gone or None,
+            seconds=round(seconds, 4),
+            traceback=self.error,
+        )
 
 
 def _head(name: str, kind: str, text: str) -> list[str]:

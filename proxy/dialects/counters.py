@@ -32,8 +32,8 @@ class Counters:
     def count(self, name: str) -> int | None:
         """One counter."""
         value = self.raw.get(name)
-        if value is None:
-            return None
+        if value is None or (value.__class__ is int and 0 <= value <= _MOST):
+            return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:

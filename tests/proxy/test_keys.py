@@ -5,6 +5,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from accounting.records import Key
 from proxy.errors import Kind, Rejected
@@ -82,13 +83,21 @@ def test_another_scheme_than_bearer_is_refused():
     assert "Bearer" in refused({"authorization": "Basic abc"})
 
 
-def test_a_typing_error_is_refused_before_any_look_up():
+def test_a_typing_error_is_told_from_a_key_that_is_not_known():
     secret = made()
     wrong = secret[:-8] + ("0" if secret[-8] != "0" else "1") + secret[-7:]
     keys = ring(record(secret))
-    with pytest.raises(Rejected):
+    with pytest.raises(Rejected, match="not a key of this gateway"):
         keys.caller({"x-api-key": wrong}, "", "openai_chat")
-    assert keys.store.asked == []
+
+
+def test_what_a_key_comes_to_is_made_anew_when_its_record_has_changed():
+    secret = made()
+    keys = ring(record(secret))
+    first, again = (keys.caller({"x-api-key": secret}, "", "openai_chat") for _ in range(2))
+    assert first is again
+    keys.store.keys = {digest: replace(one, markup_ppm=7) for digest, one in keys.store.keys.items()}
+    assert keys.caller({"x-api-key": secret}, "", "openai_chat").markup_ppm == 7
 
 
 def test_an_unknown_a_revoked_and_an_expired_key_are_refused():

@@ -78,7 +78,8 @@ def read_usage(usage: Mapping[str, Any], *, tier: object = None, final: bool) ->
     counters.unknown(KNOWN)
     read.details.unknown(KNOWN_PROMPT)
     written.details.unknown(KNOWN_COMPLETION)
-    Counters({"tier": tier}, counters.flags).mode("tier", "tier", STANDARD_TIERS)
+    if tier is not None and tier not in STANDARD_TIERS:
+        counters.flags.add(flag("tier", tier))
     return Reported((leg,), final=final, flags=frozenset(counters.flags))
 
 
@@ -118,7 +119,11 @@ class _Parts:
 
     def take(self, name: str, *others: int | None) -> int:
         """Take out a part: by its name in the details, or else by what others say."""
-        stated = next((count for count in (self.details.count(name), *others) if count is not None), 0)
+        stated = self.details.count(name)
+        for other in others:
+            stated = other if stated is None else stated
+        if stated is None:
+            return 0
         if stated > self.left:
             self.details.flags.add(flag("contradiction", name))
             stated = self.left
