@@ -418,8 +418,6 @@ class Recorder:
             self._loaded = trio.Event()
             if over and (not more or tries >= STOP_TRIES):
                 return
-            if more and self.store_error is None:
-                self._load_now.ring()
 
     async def _load_once(self) -> bool:
         """Load one slice, after finding out where the store is if that is unknown. Says if there is more."""
@@ -434,6 +432,8 @@ class Recorder:
         if not entries:
             return False
         self._forget(await self.run_in_thread(lambda: self.store.load(entries)))
+        if len(entries) == self.load_records_max:
+            self._load_now.ring()  # what came meanwhile can wait for others; what did not fit cannot
         return bool(self._tail) and self._tail[0][0] <= self._synced
 
     def _forget(self, upto: int) -> None:
