@@ -82,6 +82,8 @@ class Server:
     """How client connections are kept. Hypercorn's own defaults are made for other work.
 
     Attributes:
+        door: which code reads HTTP/1.1 and answers API requests: `fast` is ours, `hypercorn` goes through its classes.
+        http2: offer HTTP/2 to clients over TLS; hypercorn speaks it.
         backlog: connections that the kernel may queue.
         keep_alive_seconds: how long an idle connection stays; longer than SDK pools keep theirs.
         keep_alive_requests: requests that one connection may carry.
@@ -93,6 +95,8 @@ class Server:
         drain_seconds: streams may run on for that long after SIGTERM.
     """
 
+    door: Literal["fast", "hypercorn"] = "fast"
+    http2: bool = False
     backlog: int = field(default=2048, validator=ge(1))
     keep_alive_seconds: float = _positive(75.0)
     keep_alive_requests: int = field(default=1_000_000, validator=ge(1))

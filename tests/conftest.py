@@ -14,15 +14,33 @@ import httpx
 import pytest
 from hypothesis import settings
 
+from proxy.config import Server
+from tests import on_door
 from tests.loopback import Provider, streaming
 
 # no test is timed: these machines are shared; and what fails once fails again
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
+DOORS = ("fast", "hypercorn")
+
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 60
 STOP_SECONDS = 30
+
+
+def pytest_addoption(parser):
+    parser.addoption("--door", choices=DOORS, default=DOORS[0], help="which door every gateway in a test has")
+
+
+def pytest_configure(config):
+    on_door.use(config.getoption("--door"))
+
+
+def farebox():
+    """The command, on the door that this session tests."""
+    door = Server().door
+    return [sys.executable, "-m", *(["proxy"] if door == DOORS[0] else ["tests.on_door", door])]
 
 
 class Running:
@@ -106,7 +124,7 @@ class Running:
 def cli(*arguments, check=True, env=None, cwd=None):
     """Run `farebox` with arguments; gives the completed process."""
     done = subprocess.run(
-        [sys.executable, "-m", "proxy", *map(str, arguments)],
+        [*farebox(), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -162,7 +180,7 @@ def begin(*arguments, log, env=None, cwd=None, under=()):
     log = Path(log)
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [*map(str, under), sys.executable, "-m", "proxy", *map(str, arguments), "--json"],
+            [*map(str, under), *farebox(), *map(str, arguments), "--json"],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

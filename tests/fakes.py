@@ -94,6 +94,12 @@ class Exchange:
     closed_at: float | None = None
     over: bool = False
 
+    def ready(self):
+        """Bytes that follow others without a pause are there already."""
+        if self.over or not self.steps or not isinstance(self.steps[0], bytes):
+            return None
+        return self.steps.pop(0)
+
     async def read(self):
         while self.steps:
             step = self.steps[0]

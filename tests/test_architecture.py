@@ -125,9 +125,13 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         ),
         False,
     ),
-    "proxy.upstreams.transport": (
-        frozenset({"trio", "attrs", "httpx", "httptools", "proxy.errors", "proxy.config"}),
+    "proxy.upstreams.http1": (
+        frozenset({"trio", "attrs", "httptools", "proxy.errors", "proxy.upstreams"}),
         False,
+    ),
+    **dict.fromkeys(
+        ("proxy.upstreams.transport", "proxy.upstreams.proxied"),
+        (frozenset({"trio", "attrs", "httpx", "proxy.errors", "proxy.upstreams"}), False),
     ),
     "proxy.upstreams.providers": (
         frozenset(
@@ -194,7 +198,10 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         False,
     ),
     **dict.fromkeys(
-        ("proxy.doors.server", "proxy.doors.connection", "proxy.doors.guard"),
+        tuple(
+            f"proxy.doors.{name}"
+            for name in ("server", "connection", "guard", "house", "apps", "fast_door", "http2")
+        ),
         (
             frozenset(
                 {
@@ -206,11 +213,16 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
                     "msgspec",
                     "proxy.config",
                     "proxy.doors",
+                    "proxy.errors",
                     "proxy.types",
                 }
             ),
             False,
         ),
+    ),
+    "proxy.doors.fork": (
+        frozenset({"attrs", "proxy.doors", "proxy.errors", "proxy.types", "proxy.gateway"}),
+        True,
     ),
     "proxy.doors.quart_door": (
         frozenset(
@@ -304,7 +316,13 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
 
 THIRD_PARTY_OWNERS = {
     "duckdb": {"accounting.store"},
-    "httpx": {"proxy.upstreams.client", "proxy.upstreams.transport", "proxy.admin_client"},
+    "httpx": {
+        "proxy.upstreams.client",
+        "proxy.upstreams.transport",
+        "proxy.upstreams.proxied",
+        "proxy.admin_client",
+    },
+    "httptools": {"proxy.upstreams.http1", "proxy.doors.guard"},
     "trio_websocket": {"proxy.upstreams.websocket"},
     "cattrs": {"proxy.config"},
     "click": {"proxy.cli", "proxy.cli_books", "proxy.terminal"},

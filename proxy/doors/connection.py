@@ -15,195 +15,32 @@ Hypercorn's `TCPServer` has this seat otherwise. What is different here, and why
 - One deadline per wait for the client's bytes, moved as the stage changes, instead of a task per idle period.
 """
 
-import socket
-import traceback
-from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 import trio
 from attrs import define, field
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 
-from proxy.config import RequestLimits, Server
-from proxy.doors.guard import Guard, Refused, Stage, refusal
-
-READ_BYTES: Final = 65_536
-"""One read; also what a client may send ahead of the answer to its request before we stop reading."""
-SEND_BYTES: Final = 65_536
-"""Each piece of this size has the whole write deadline: who is slow is served, who stands still is not."""
-AHEAD_BYTES: Final = 262_144
-"""Body that is read before the app asks for it."""
-GRACE_SECONDS: Final = 1.0
-"""An app that keeps the body's deadline itself answers first, in its own words."""
-STRAY_SECONDS: Final = 2.0
-"""A refused client has so long to stop sending before its connection is reset."""
-
-Message = dict[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
-Log = Callable[..., None]
-"""Called with a level, an event's name and fields, such as `Telemetry.log`."""
-
-
-@define(eq=False)
-class House:
-    """What all connections of one server share.
-
-    Attributes:
-        app: the ASGI application.
-        hypercorn: the settings that hypercorn's protocol classes read.
-        context: tells them that the server is going down.
-        state: the lifespan's, copied for each request.
-        log: where errors of connections go.
-        new_id: makes the id that stands on a refusal, where there is such a maker.
-        connections: those that are open.
-    """
-
-    app: App
-    hypercorn: HypercornConfig
-    context: WorkerContext
-    state: dict[str, Any]
-    settings: Server
-    limits: RequestLimits
-    log: Log
-    new_id: Callable[[], str] | None
-    connections: set["Connection"] = field(factory=set)
-
-    def refusal(self, refused: Refused) -> bytes:
-        """Word a refusal."""
-        return refusal(refused, self.new_id() if self.new_id is not None else None)
-
-    def failed(self, error: BaseException) -> None:
-        """Log an error of a connection: its kinds and where it came from, never what it says or was sent."""
-        self.log("error", "connection_failed", error="; ".join(places(error)))
-
-
-def places(error: BaseException) -> list[str]:
-    """Of each error in it: the kind and where it came from, without its words or values."""
-    if isinstance(error, BaseExceptionGroup):
-        return [place for one in error.exceptions for place in places(one)]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
-    return [type(error).__name__ + where]
-
-
-@define(eq=False)
-class _Mailbox:
-    """What an app receives: bounded by bytes, but a goodbye always finds room."""
-
-    _wanted: Callable[[], Awaitable[None]]
-    """Called before the first wait of the app: it asks for the body."""
-    _messages: deque[Message] = field(factory=deque)
-    _bytes: int = 0
-    _asked: bool = False
-    _goodbye: Message | None = None
-    _finished: bool = False
-    _arrived: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
-    _room: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
-
-    async def put(self, message: Message) -> None:
-        """Add a message; waits while too much is unread, unless the app has finished or the client left."""
-        if self._finished:
-            return
-        if message["type"].endswith(".disconnect"):
-            self._goodbye = message
-            self._room.unpark_all()
-        else:
-            self._messages.append(message)
-            self._bytes += _size(message)
-        self._arrived.unpark_all()
-        while self._bytes > AHEAD_BYTES and self._goodbye is None and not self._finished:
-            await self._room.park()
-
-    async def receive(self) -> Message:
-        """ASGI's `receive`."""
-        if not self._asked:
-            self._asked = True
-            await self._wanted()
-        while not self._messages and self._goodbye is None:
-            await self._arrived.park()
-        if not self._messages:
-            await trio.lowlevel.checkpoint()
-            assert self._goodbye is not None  # noqa: S101 - for the type checker
-            return self._goodbye
-        message = self._messages.popleft()
-        self._bytes -= _size(message)
-        self._room.unpark_all()
-        return message
-
-    def finish(self) -> None:
-        """The app has returned: nothing is kept any more."""
-        self._finished = True
-        self._messages.clear()
-        self._room.unpark_all()
-
-
-def _size(message: Message) -> int:
-    return len(message.get("body") or message.get("bytes") or message.get("text") or b"")
-
-
-@define(eq=False)
-class _Tasks:
-    """Hypercorn's TaskGroup: starts the app of each request, and keeps its errors in the connection."""
-
-    _house: House
-    _nursery: trio.Nursery
-    _connection: "Connection"
-
-    async def spawn_app(
-        self, app: Any, _config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
-    ) -> Callable[[Message], Awaitable[None]]:
-        mailbox = _Mailbox(self._connection.body_wanted)
-        self._nursery.start_soon(self._run, app, scope, mailbox, send)
-        return mailbox.put
-
-    def spawn(self, func: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        self._nursery.start_soon(func, *args)
-
-    async def _run(
-        self, app: App, scope: Any, mailbox: _Mailbox, send: Callable[[Any], Awaitable[None]]
-    ) -> None:
-        try:
-            with contained(self._house.failed):
-                await app(scope, mailbox.receive, send)
-            mailbox.finish()
-            await send(None)  # completes or cuts the answer, as far as it is needed
-        except Exception as error:  # noqa: BLE001 - see the file's docstring
-            self._house.failed(error)
-            self._connection.abort()
-        finally:
-            mailbox.finish()
-
-
-class contained:  # noqa: N801 - it reads as a statement: with contained(log): …
-    """Keep every Exception, grouped or not, inside; let cancellation and the end of the process through."""
-
-    def __init__(self, failed: Callable[[BaseException], None]) -> None:
-        self._failed = failed
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
-        if isinstance(error, BaseExceptionGroup):
-            ours, others = error.split(Exception)
-            if ours is not None:
-                self._failed(ours)
-            if others is not None:
-                raise others
-            return True
-        if isinstance(error, Exception):
-            self._failed(error)
-            return True
-        return False
+from proxy.doors.apps import Tasks
+from proxy.doors.guard import Guard, Refused, Stage
+from proxy.doors.house import (
+    GRACE_SECONDS,
+    READ_BYTES,
+    SEND_BYTES,
+    STRAY_SECONDS,
+    House,
+    contained,
+    upload_seconds,
+)
+from proxy.doors.http2 import Http2, speaks_http2
+from proxy.doors.wire import Stream, close
 
 
 class _Http1(H11Protocol):
@@ -261,12 +98,15 @@ class Connection:
     Attributes:
         house: what it shares with all others.
         stream: plain or TLS.
+        unread: bytes that came from it already.
     """
 
     house: House
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
+    stream: Stream
+    _unread: bytes = b""
     _guard: Guard = field(init=False)
     _protocol: _Http1 = field(init=False)
+    _http2: Http2 | None = None
     _send_lock: trio.Lock = field(factory=trio.Lock)
     _ended: bool = False
     """No request is read and no byte sent any more."""
@@ -282,6 +122,7 @@ class Connection:
 
     def __attrs_post_init__(self) -> None:
         self._guard = Guard(self.house.settings.header_bytes_max)
+        self._guard.feed(self._unread)
 
     @property
     def last_answer(self) -> bool:
@@ -304,7 +145,11 @@ class Connection:
                 if len(self.house.connections) > self.house.limits.connections_max:
                     await self._turn_away()
                 elif await self._shake_hands():
-                    await self._serve()
+                    if isinstance(self.stream, trio.SSLStream) and speaks_http2(self.stream):
+                        self._http2 = Http2(self.house, self.stream)
+                        await self._http2.serve()
+                    else:
+                        await self._serve()
         finally:
             self.house.connections.discard(self)
             self.abort()
@@ -329,7 +174,7 @@ class Connection:
                 self.house.app,
                 self.house.hypercorn,
                 self.house.context,
-                _Tasks(self.house, nursery, self),
+                Tasks(self.house, nursery, self),
                 ConnectionState(self.house.state.copy()),
                 isinstance(self.stream, trio.SSLStream),
                 parse_socket_addr(self._socket.family, peer),
@@ -417,7 +262,7 @@ class Connection:
         answering, self._refused = self._protocol.answering, True
         if not answering and not self._ended:
             async with self._send_lock:
-                await self._transmit(self.house.refusal(refused))
+                await self._transmit(self.house.refusal(refused, self._guard))
         self._end()
         await self._protocol.handle(Closed())
 
@@ -489,7 +334,9 @@ class Connection:
 
     def stop_if_idle(self) -> None:
         """The server goes down: close, unless a request is under way."""
-        if self._ended or self._guard.stage is Stage.HEAD:
+        if self._http2 is not None:
+            self._http2.stop_if_idle()
+        elif self._ended or self._guard.stage is Stage.HEAD:
             self._ended = True
             self._wake()
 
@@ -509,17 +356,5 @@ class Connection:
         Synchronous, so that it works in a cancelled task as well.
         """
         self._ended = True
-        if reset and self._socket.fileno() != -1:
-            with suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-        self._socket.close()
+        close(self._socket, reset=reset)
         self._wake()
-
-
-_LINGER_NOT: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-"""`struct linger`: on, for zero seconds."""
-
-
-def upload_seconds(settings: Server, received_bytes: int) -> float:
-    """How long a client may have taken for so much of a body."""
-    return settings.body_seconds_min + received_bytes / settings.body_bytes_per_second_min

@@ -10,7 +10,8 @@ behind us (h11) takes obs-fold, bare LF and `Transfer-Encoding` beside `Content-
   this request is complete. So the parser behind us never holds two requests at once, and the connection can
   go on reading (and notice that the client has left) while an answer is under way.
 
-`feed` takes bytes as they were read; `take` gives those that may go on now, or raises `Refused`.
+`feed` takes bytes as they were read; `take` gives those that may go on now, or raises `Refused`. A door of ours
+that needs no parser behind this one reads `head` once the head was taken, and the body by `take_body`.
 """
 
 import re
@@ -33,10 +34,19 @@ ONCE: Final = frozenset(
 )  # fmt: skip
 """Headers of which a second one would leave open which of the two counts."""
 
+HEADERS_MAX: Final = 256
+"""Several times what any client sends; each costs work before anybody is known."""
+
+FRAMING_PER_BYTE: Final = 16
+"""Bytes of chunk sizes and extensions for each byte of a chunked body, beyond one head's worth: chunks of a single
+byte take five. Else extensions and trailers would be an upload that no limit on bodies sees."""
+
 _END_OF_LINES: Final = b"\r\n\r\n"
-_REQUEST_LINE: Final = re.compile(rb"[A-Z]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n")
+_REQUEST_LINE: Final = re.compile(r"([A-Z]+) ([\x21-\x7e]+) HTTP/(1\.[01])")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
+_PLAIN_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
+"""Paths in which there is nothing to check; nearly all are such."""
 _PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -66,9 +76,7 @@ _REASONS: Final = {
 
 def refusal(refused: Refused, request_id: str | None = None) -> bytes:
     """The whole answer to a request that was not let in; in OpenAI's shape, for its dialect is not known."""
-    reason, code = _REASONS[refused.status]
-    error = {"message": refused.message, "type": "invalid_request_error", "param": None, "code": code}
-    body = msgspec.json.encode({"error": error})
+    reason, body = _REASONS[refused.status][0], refusal_body(refused)
     lines = [
         b"HTTP/1.1 %d %s" % (refused.status, reason),
         b"content-type: application/json",
@@ -78,6 +86,13 @@ def refusal(refused: Refused, request_id: str | None = None) -> bytes:
     if request_id is not None:
         lines.append(b"x-request-id: " + request_id.encode("ascii"))
     return b"\r\n".join([*lines, b"", body])
+
+
+def refusal_body(refused: Refused) -> bytes:
+    """What such an answer says."""
+    code = _REASONS[refused.status][1]
+    error = {"message": refused.message, "type": "invalid_request_error", "param": None, "code": code}
+    return msgspec.json.encode({"error": error})
 
 
 class Stage(Enum):
@@ -92,24 +107,36 @@ class Stage(Enum):
     UPGRADED = auto()
 
 
-class _Message:
-    """What llhttp says about one request."""
+@define(eq=False)
+class Head:
+    """A head that was checked.
+
+    Attributes:
+        method: in upper case.
+        target: path and query as they were sent.
+        version: `1.0` or `1.1`.
+        headers: by lower-case name; those that came several times are joined with `, `.
+        fields: the same, one by one, in order.
+    """
+
+    method: str
+    target: str
+    version: str
+    headers: dict[str, str]
+    fields: list[tuple[str, str]]
+
+
+class _Body:
+    """What llhttp says about one request; of its head only that it is well-formed matters, for it is cut by lines."""
+
+    __slots__ = ("complete", "parts")
 
     def __init__(self) -> None:
-        self.target = b""
-        self.headers: list[tuple[str, str]] = []
+        self.parts: list[bytes] = []
         self.complete = False
-        self._head_complete = False
 
-    def on_url(self, part: bytes) -> None:
-        self.target += part
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_complete:  # trailers are read and dropped
-            self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")))
-
-    def on_headers_complete(self) -> None:
-        self._head_complete = True
+    def on_body(self, part: bytes) -> None:
+        self.parts.append(part)
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -123,11 +150,13 @@ class Guard:
         header_bytes_max: size of request line and headers together.
         stage: where the reading stands.
         body_bytes: how much of the present body has gone on.
+        head: of the present request, once it was taken.
     """
 
     header_bytes_max: int
     stage: Stage = Stage.HEAD
     body_bytes: int = 0
+    head: Head | None = None
     _pending: bytearray = field(factory=bytearray)
     _fed: int = 0
     """How much of what is pending llhttp has seen; heads only."""
@@ -135,11 +164,14 @@ class Guard:
     _left: int | None = None
     """Bytes of the body still to come; `None` where it is chunked."""
     _tail: bytes = b""
-    _message: _Message = field(factory=_Message)
+    _framing: int = 0
+    """Bytes of a chunked body so far that are not body."""
+    _raw_head: bytes = b""
+    _body: _Body = field(factory=_Body)
     _parser: httptools.HttpRequestParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self._message)
+        self._parser = httptools.HttpRequestParser(self._body)
 
     @property
     def pending_bytes(self) -> int:
@@ -150,6 +182,21 @@ class Guard:
     def idle(self) -> bool:
         """No byte of a request has come since the last one was answered."""
         return self.stage is Stage.HEAD and not self._pending
+
+    @property
+    def body_over(self) -> bool:
+        """Nothing of the present request is still to come."""
+        return self.stage is Stage.READ
+
+    @property
+    def asked(self) -> tuple[str, dict[str, str]]:
+        """Target and headers as far as they were read, to word a refusal; nothing of them was checked."""
+        first, *lines = (self._raw_head or bytes(self._pending)).decode("latin-1").split("\r\n")
+        return [*first.split(" "), ""][1], dict(_fields(lines))
+
+    def rest(self) -> bytes:
+        """Give up everything that was read and has not gone on: another guard takes over."""
+        return self._cut(len(self._pending))
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they were read."""
@@ -166,51 +213,71 @@ class Guard:
         if self.stage is Stage.HEAD:
             return self._take_head()
         if self.stage is Stage.BODY:
-            taken = self._take_chunked() if self._left is None else self._take_counted()
+            taken = self._take_chunked()[0] if self._left is None else self._take_counted()
             self.body_bytes += len(taken)
             return taken
         if self.stage is Stage.UPGRADED:
             return self._cut(len(self._pending))
         return b""
 
+    def take_body(self, data: bytes = b"") -> bytes:
+        """Give what there is of the body itself, without the framing of chunks.
+
+        Args:
+            data: what was read since; goes on without being copied where it can.
+
+        Raises:
+            Refused: the framing is broken, or there is more of it than body.
+        """
+        if self._left is None:
+            self._pending += data
+            parts = self._take_chunked()[1] if self._pending else []
+            taken = parts[0] if len(parts) == 1 else b"".join(parts)
+        elif not self._pending and 0 < len(data) <= self._left:
+            taken = data
+            self._left -= len(data)
+        else:
+            self._pending += data
+            taken = self._take_counted()
+        if self._left == 0:
+            self.stage = Stage.READ
+        self.body_bytes += len(taken)
+        return taken
+
     def next_request(self) -> None:
         """The answer is complete: another request may come."""
         assert self.stage is Stage.READ, self.stage  # noqa: S101 - our own mistake
         self.stage, self.body_bytes = Stage.HEAD, 0
-        self._fed, self._skipped, self._tail = 0, False, b""
+        self._fed, self._skipped, self._tail, self._framing = 0, False, b"", 0
+        self._raw_head, self.head = b"", None
         # a parser of its own for each: nothing of one request is left when the next begins
-        self._message = _Message()
-        self._parser = httptools.HttpRequestParser(self._message)
+        self._body = _Body()
+        self._parser = httptools.HttpRequestParser(self._body)
 
     def upgrade(self) -> None:
         """The websocket was granted: from here on bytes pass as they are."""
         self.stage = Stage.UPGRADED
 
     def _take_head(self) -> bytes:
-        if not self._skip_empty_line():
+        if self._pending[0] == 0x0D and not self._skip_empty_line():
             return b""
         border = self._pending.find(_END_OF_LINES, max(0, self._fed - 3))
         end = len(self._pending) if border < 0 else border + 4
         if end > self.header_bytes_max:
             raise Refused(431, f"Request line and headers may have {self.header_bytes_max} bytes.")
-        self._parse(bytes(self._pending[self._fed : end]))
-        self._fed = end
         if border < 0:
+            self._parse(bytes(self._pending[self._fed :]))
+            self._fed = end
             return b""
-        head = self._cut(end)
-        if not _REQUEST_LINE.match(head):
-            raise Refused(400, "The request line is not HTTP/1.1.")
-        self.stage, self._left = _checked(
-            self._parser.get_method().decode("ascii"),
-            self._message.target,
-            self._parser.get_http_version(),
-            self._message.headers,
-        )
-        return head
+        fed, raw = self._fed, self._cut(end)
+        self._raw_head = raw
+        self._parse(raw[fed:] if fed else raw)
+        self.head, self.stage, self._left = _checked(raw)
+        return raw
 
     def _skip_empty_line(self) -> bool:
         """Drop one empty line before a request (RFC 9112 §2.2); false if the line must still arrive."""
-        if self._fed or self._pending[0] != 0x0D:
+        if self._fed:
             return True
         if len(self._pending) == 1:
             return False
@@ -218,7 +285,7 @@ class Guard:
             raise Refused(400, "The request begins with an empty line.")
         del self._pending[:2]
         self._skipped = True
-        return bool(self._pending) and self._skip_empty_line()
+        return bool(self._pending) and (self._pending[0] != 0x0D or self._skip_empty_line())
 
     def _take_counted(self) -> bytes:
         assert self._left is not None  # noqa: S101 - our own mistake
@@ -228,23 +295,30 @@ class Guard:
             self.stage = Stage.READ
         return taken
 
-    def _take_chunked(self) -> bytes:
+    def _take_chunked(self) -> tuple[bytes, list[bytes]]:
         """Let llhttp find the end of a chunked body without ever showing it a byte of what follows.
+
+        Gives the bytes as they came, and the parts of the body in them.
 
         Such a body always ends with an empty line. Fed in pieces that end where an empty line does, llhttp
         reports the end exactly at the end of a piece.
         """
         window = self._tail + bytes(self._pending)
         begun = at = len(self._tail)
-        while at < len(window) and not self._message.complete:
+        while at < len(window) and not self._body.complete:
             border = window.find(_END_OF_LINES, max(0, at - 3))
             end = len(window) if border < 0 else border + 4
             self._parse(window[at:end])
             at = end
         self._tail = window[max(0, at - 3) : at]
-        if self._message.complete:
+        if self._body.complete:
             self.stage = Stage.READ
-        return self._cut(at - begun)
+        parts, self._body.parts = self._body.parts, []
+        body_bytes = sum(map(len, parts))
+        self._framing += at - begun - (FRAMING_PER_BYTE + 1) * body_bytes
+        if self._framing > self.header_bytes_max:
+            raise Refused(400, "The body has more framing than content.")
+        return self._cut(at - begun), parts
 
     def _parse(self, piece: bytes) -> None:
         try:
@@ -255,33 +329,67 @@ class Guard:
             raise Refused(400, "The request is not well-formed HTTP/1.1.") from None
 
     def _cut(self, size: int) -> bytes:
-        cut = bytes(self._pending[:size])
+        if size == len(self._pending):
+            cut = bytes(self._pending)
+            self._pending.clear()
+            return cut
+        with memoryview(self._pending) as pending:
+            cut = bytes(pending[:size])
         del self._pending[:size]
         return cut
 
 
-def _checked(
-    method: str, target: bytes, version: str, headers: list[tuple[str, str]]
-) -> tuple[Stage, int | None]:
+def _fields(lines: list[str]) -> list[tuple[str, str]]:
+    """Cut lines that llhttp has checked into names and values."""
+    cut = [line.partition(":") for line in lines]
+    return [(name.lower(), value.strip(" \t")) for name, _, value in cut]
+
+
+def joined(fields: list[tuple[str, str]]) -> dict[str, str]:
+    """Headers by name, those that came several times joined.
+
+    Raises:
+        Refused: one came twice of which there can be only one.
+    """
+    known = dict(fields)
+    if len(known) == len(fields):
+        return known
+    known = {}
+    for name, value in fields:
+        if name not in known:
+            known[name] = value
+        elif name in ONCE:
+            raise Refused(400, f"There is more than one {name} header.")
+        else:
+            known[name] += f", {value}"
+    return known
+
+
+def _checked(raw: bytes) -> tuple[Head, Stage, int | None]:
     """Check a head that llhttp allows; gives the next stage, and the body's length (`None`: chunks)."""
+    first, *lines = raw[:-4].decode("latin-1").split("\r\n")
+    line = _REQUEST_LINE.fullmatch(first)
+    if line is None:
+        raise Refused(400, "The request line is not HTTP/1.1.")
+    if len(lines) > HEADERS_MAX:
+        raise Refused(431, f"There may be {HEADERS_MAX} headers.")
+    method, target, version = line.groups()
+    fields = _fields(lines)
+    known = joined(fields)
     if method not in METHODS:
         raise Refused(400, "This method is not offered.")
-    check_target(target)
-    known: dict[str, str] = {}
-    for name, value in headers:
-        if name in known and name in ONCE:
-            raise Refused(400, f"There is more than one {name} header.")
-        known[name] = f"{known[name]}, {value}" if name in known else value
+    check_target(target.encode("ascii"))
     if version == "1.1" and "host" not in known:
         raise Refused(400, "There is no host header.")
     if not _HOST.fullmatch(known.get("host", "none")):
         raise Refused(400, "The host header is malformed.")
-    if version == "1.1" and known.get("expect", "100-continue").lower() != "100-continue":
+    if "expect" in known and version == "1.1" and known["expect"].lower() != "100-continue":
         raise Refused(417, "The only expectation that can be met is 100-continue.")
+    head = Head(method, target, version, known, fields)
     if "upgrade" in known:
         _check_upgrade(method, version, known)
-        return Stage.UPGRADING, None
-    return _body_of(version, known)
+        return head, Stage.UPGRADING, None
+    return head, *_body_of(version, known)
 
 
 def check_target(target: bytes) -> None:
@@ -290,6 +398,8 @@ def check_target(target: bytes) -> None:
     Raises:
         Refused: another form, or a path that some reader would resolve to another one.
     """
+    if _PLAIN_PATH.fullmatch(target):
+        return
     if not target.startswith(b"/"):
         raise Refused(400, "The target must be a path: proxying and CONNECT are not offered.")
     if b"#" in target or b"\\" in target or _PERCENT.search(target):

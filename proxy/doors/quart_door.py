@@ -6,56 +6,28 @@ requests branch off in `asgi_http_class`, before Quart makes anything of them: o
 the whole life of such a request, inside one nursery.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import trio
-from attrs import field, frozen
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Response, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from proxy.doors.connection import Log, places
-from proxy.doors.reply import DoorReply, checked
+from proxy.doors.fork import REQUEST_ID, Door, Log, Respond, Whole, fork
+from proxy.doors.heads import checked
+from proxy.doors.house import places
+from proxy.doors.reply import DoorReply
 from proxy.doors.request import DoorRequest
-from proxy.doors.routes import Refusal, dialect_of, is_api, route
+from proxy.doors.routes import Refusal, dialect_of, route
 from proxy.errors import Failure, Kind, Rejected
 from proxy.gateway import Gateway
-from proxy.types import DialectName, Path, Reply, Request
-
-Respond = Callable[[Gateway, Path, Request, Reply], Awaitable[None]]
+from proxy.types import Path
 
 PAGE_BODY_BYTES_MAX: Final = 2**20
 """Forms and small JSON; bodies of API requests do not pass Quart."""
-
-EXPOSED: Final = (
-    "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
-    "x-credits-cost-micro", "x-credits-balance-micro", "x-credits-held-micro", "x-credits-model",
-    "x-credits-price-version", "x-credits-cache", "x-credits-max-output-tokens",
-    "x-credits-max-thinking-tokens", "x-credits-clamped", "x-credits-hold", "x-credits-dropped",
-    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
-    "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
-    "anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining",
-    "anthropic-ratelimit-requests-reset", "anthropic-ratelimit-tokens-limit",
-    "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset",
-)  # fmt: skip
-"""By name, because `*` is understood by newer browsers only."""
-
-CORS: Final = {
-    "access-control-allow-origin": "*",
-    "access-control-expose-headers": ", ".join(EXPOSED),
-}
-"""Any origin, never with credentials: a key is sent in a header, by whoever has one."""
-
-PREFLIGHT: Final = {
-    "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-    "access-control-max-age": "86400",
-}
-
-REQUEST_ID: Final = "farebox.request_id"
-"""Where the id stands in the ASGI scope of requests that Quart answers."""
 
 _KINDS: Final = {
     400: Kind.BAD_REQUEST,
@@ -71,45 +43,6 @@ _SENTENCES: Final = {
 }
 
 
-@frozen
-class Door:
-    """What every request at this door is answered with.
-
-    Attributes:
-        gateway: handed on to `respond`.
-        respond: `proxy.serve.respond`, or a test's.
-        new_id: makes request ids.
-        log: takes a level, an event's name and fields.
-        hosts: `Host` values that are answered, in lower case; empty: all.
-    """
-
-    gateway: Gateway
-    respond: Respond
-    new_id: Callable[[], str]
-    log: Log
-    hosts: frozenset[str] = field()
-
-    @hosts.default
-    def _hosts_of_config(self) -> frozenset[str]:
-        return frozenset(host.lower() for host in self.gateway.config.listen.allowed_hosts)
-
-    def headers(self, asked: DoorRequest, dialect: DialectName) -> dict[str, str]:
-        """The headers that are on every answer."""
-        return self.common_headers(asked.path, asked.id, dialect)
-
-    def common_headers(self, path: str, request_id: str, dialect: DialectName) -> dict[str, str]:
-        """The headers that are on every answer, for a request that Quart has taken apart."""
-        named = {"x-request-id": request_id}
-        if dialect == "anthropic":
-            named["request-id"] = request_id
-        return named | CORS if is_api(path) else named
-
-    def knows(self, host: str) -> bool:
-        """Whether a `Host` is one that the operator lets through, with its port or without."""
-        name, _, port = host.lower().rpartition(":")
-        return not self.hosts or host.lower() in self.hosts or (port.isdecimal() and name in self.hosts)
-
-
 class _Connection(TrioASGIHTTPConnection):
     """One request at the fork: to `respond`, to a refusal, or to Quart."""
 
@@ -118,19 +51,15 @@ class _Connection(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Take the fork."""
         scope: Any = self.scope
+        if REQUEST_ID in scope:  # the fast door has taken it before
+            await super().__call__(receive, send)
+            return
         door, asked = self.app.door, _request_of(scope, receive, self.app.door)
-        found = route(asked.method, asked.path, asked.query)
-        if not door.knows(asked.headers.get("host", "")):
-            elsewhere = Rejected(Kind.NOT_ALLOWED, "This host is not served here.", status=421)
-            await self._refuse(Refusal(dialect_of(asked.path, asked.headers), elsewhere), asked, send)
-        elif asked.method == "OPTIONS" and is_api(asked.path):
-            await _preflight(door, asked, send)
-        elif (asked.method, asked.path) == ("HEAD", "/"):  # Claude Code looks whether anybody is there
-            await _send_whole(send, 200, door.headers(asked, "openai_chat"))
-        elif isinstance(found, Path):
+        found = fork(door, asked)
+        if isinstance(found, Path):
             await self._respond(found, asked, send)
         elif found is not None:
-            await self._refuse(found, asked, send)
+            await _send_whole(send, found)
         else:
             scope[REQUEST_ID] = asked.id
             await super().__call__(receive, send)
@@ -138,7 +67,7 @@ class _Connection(TrioASGIHTTPConnection):
     async def _respond(self, path: Path, asked: DoorRequest, send: Any) -> None:
         door = self.app.door
         async with trio.open_nursery() as nursery:
-            reply = DoorReply(send, nursery, door.headers(asked, path.dialect))
+            reply = DoorReply(send, nursery, door.headers(asked.path, asked.id, path.dialect))
 
             async def watch() -> None:
                 await asked.disconnect()
@@ -148,14 +77,6 @@ class _Connection(TrioASGIHTTPConnection):
             asked.body_read = lambda: nursery.start_soon(watch)
             await door.respond(door.gateway, path, asked, reply)
             nursery.cancel_scope.cancel()  # the watcher has nothing more to watch
-
-    async def _refuse(self, refusal: Refusal, asked: DoorRequest, send: Any) -> None:
-        door = self.app.door
-        wording = door.gateway.dialects[refusal.dialect].error(refusal.failure, asked.id)
-        headers = door.headers(asked, refusal.dialect) | dict(wording.headers)
-        if refusal.allow is not None:
-            headers["allow"] = refusal.allow
-        await _send_whole(send, wording.status, headers, wording.body)
 
 
 class _Upgrade(TrioASGIWebsocketConnection):
@@ -174,9 +95,7 @@ class _Upgrade(TrioASGIWebsocketConnection):
         if not isinstance(found, Refusal):
             failure = Rejected(Kind.UNKNOWN_ROUTE, "This route takes no websockets.")
             found = Refusal(dialect_of(asked.path, asked.headers), failure)
-        wording = door.gateway.dialects[found.dialect].error(found.failure, asked.id)
-        headers = door.headers(asked, found.dialect) | dict(wording.headers)
-        await _send_whole(send, wording.status, headers, wording.body, upgrade=True)
+        await _send_whole(send, door.worded(found, asked), upgrade=True)
 
 
 def _request_of(scope: Any, receive: Any, door: Door) -> DoorRequest:
@@ -195,23 +114,13 @@ def _request_of(scope: Any, receive: Any, door: Door) -> DoorRequest:
     )
 
 
-async def _preflight(door: Door, asked: DoorRequest, send: Any) -> None:
-    # `*` would not cover authorization, so what is asked for is allowed by name
-    allowed = {
-        "access-control-allow-headers": asked.headers.get("access-control-request-headers", "*"),
-        "vary": "access-control-request-headers",
-    }
-    await _send_whole(send, 204, door.headers(asked, "openai_chat") | PREFLIGHT | allowed)
-
-
-async def _send_whole(
-    send: Any, status: int, headers: Mapping[str, str], body: bytes = b"", *, upgrade: bool = False
-) -> None:
+async def _send_whole(send: Any, whole: Whole, *, upgrade: bool = False) -> None:
     kind = "websocket.http.response" if upgrade else "http.response"
-    lines = checked(headers) | ({} if status == 204 else {"content-length": str(len(body))})
+    length = {} if whole.status == 204 else {"content-length": str(len(whole.body))}
+    lines = checked(whole.headers) | length
     encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in lines.items()]
-    await send({"type": f"{kind}.start", "status": status, "headers": encoded})
-    await send({"type": f"{kind}.body", "body": body, "more_body": False})
+    await send({"type": f"{kind}.start", "status": whole.status, "headers": encoded})
+    await send({"type": f"{kind}.body", "body": whole.body, "more_body": False})
 
 
 class DoorApp(QuartTrio):
@@ -245,9 +154,8 @@ class DoorApp(QuartTrio):
     async def named(self, response: Response) -> Response:
         """Put on what is on every answer."""
         headers = _lower(request.headers)
-        response.headers.update(
-            self.door.common_headers(request.path, request_id(), dialect_of(request.path, headers))
-        )
+        dialect = dialect_of(request.path, headers)
+        response.headers.update(self.door.headers(request.path, request_id(), dialect))
         return response
 
 

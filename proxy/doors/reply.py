@@ -1,18 +1,21 @@
-"""Where the answer to one request goes: ASGI's `send`, with a memory of what has left and who still listens.
+"""Where the answer to one request goes: what has left, who still listens, and when silence has lasted too long.
 
 A client that hangs up cancels its request, or silences its reply, whichever the request path has chosen by
-then. Silence writes nothing and keeps nothing. Frames and heartbeats take turns under one lock, so that a
-heartbeat can only stand between whole frames; one that is being sent is never cancelled, for half a chunk on
-the wire would end the connection.
+then. Silence writes nothing and keeps nothing. Frames and heartbeats take turns, so that a heartbeat can only
+stand between whole frames; one that is being sent is never cancelled, for half a chunk on the wire would end the
+connection.
+
+`DoorReply` speaks through ASGI's `send`; the fast door has its own over the same rules.
 """
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
 import trio
 from attrs import define, field
+
+from proxy.doors.heads import check, checked
 
 STREAM_HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -21,36 +24,18 @@ STREAM_HEADERS: Final = {
 }
 """What a stream is announced as when a heartbeat precedes its start; headers noted by then win."""
 
-_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
-_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-def checked(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers that cannot break out of their line.
-
-    Raises:
-        ValueError: a name or value that could; only the name is told, for values may be secret.
-    """
-    for name, value in headers.items():
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise ValueError(f"the header {name!r} is not one that can be sent")
-    return dict(headers)
-
-
 @define(eq=False)
-class DoorReply:
-    """Implements `proxy.types.Reply`.
+class Standing:
+    """How an answer stands: the part of `proxy.types.Reply` that moves no bytes.
 
     Attributes:
-        nursery: the request's; its cancel scope is what a hang-up cancels, heartbeats run in it.
         silent_since: when something was last written, or heartbeats were last asked for.
     """
 
-    _send: Send
-    nursery: trio.Nursery
-    _headers: dict[str, str] = field(converter=checked, factory=dict)
+    _headers: dict[str, str] = field(factory=dict, init=False)
     """What leaves with the status line whatever it is, and what was noted since."""
     _status: int | None = field(default=None, init=False)
     _own_headers: dict[str, str] = field(factory=dict, init=False)
@@ -59,8 +44,7 @@ class DoorReply:
     _gone: bool = field(default=False, init=False)
     _mute: bool = field(default=False, init=False)
     _when_gone: Callable[[], None] | None = field(default=None, init=False)
-    _lock: trio.Lock = field(factory=trio.Lock, init=False)
-    silent_since: float = field(factory=trio.current_time, init=False)
+    silent_since: float = field(default=0.0, init=False)
 
     @property
     def started(self) -> bool:
@@ -92,20 +76,51 @@ class DoorReply:
 
     def _apply(self) -> None:
         if not self._mute:
-            self.nursery.cancel_scope.cancel()
+            self._cancel()
         elif self._when_gone is not None:
             callback, self._when_gone = self._when_gone, None
             callback()
 
+    def _cancel(self) -> None:
+        raise NotImplementedError
+
     def note(self, headers: Mapping[str, str]) -> None:
         """Add headers to those that leave with the status line."""
-        self._headers.update(checked(headers))
+        check(headers)
+        self._headers.update(headers)
 
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Note status and headers; dropped if a heartbeat has sent the status line already."""
         headers = checked(headers)
         if not self._started:
             self._status, self._own_headers = status, headers
+
+    def _announce_stream(self) -> None:
+        """A heartbeat comes first: only a stream can be what follows."""
+        if self._status is None:
+            self._status, self._own_headers = 200, STREAM_HEADERS | self._headers
+
+
+@define(eq=False)
+class DoorReply(Standing):
+    """Implements `proxy.types.Reply` over ASGI's `send`.
+
+    Args:
+        send: ASGI's.
+        nursery: the request's; its cancel scope is what a hang-up cancels, heartbeats run in it.
+        headers: what is on every answer.
+    """
+
+    _send: Send
+    nursery: trio.Nursery
+    _first_headers: Mapping[str, str] = field(factory=dict, alias="headers")
+    _lock: trio.Lock = field(factory=trio.Lock, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.note(self._first_headers)
+
+    def _cancel(self) -> None:
+        self.nursery.cancel_scope.cancel()
 
     async def write(self, chunk: bytes) -> None:
         """Write whole frames; nothing for `b""` or a client that is gone."""
@@ -154,8 +169,7 @@ class DoorReply:
         """
         async with self._lock:
             if not self._ending and wanted():
-                if self._status is None:
-                    self._status, self._own_headers = 200, STREAM_HEADERS | self._headers
+                self._announce_stream()
                 await self._write(heartbeat)
 
 

@@ -7,7 +7,7 @@ import trio
 from attrs import define, field
 
 from proxy.config import Server
-from proxy.doors.connection import upload_seconds
+from proxy.doors.house import upload_seconds
 from proxy.errors import Kind, Rejected
 
 Receive = Callable[[], Awaitable[Any]]
@@ -42,7 +42,7 @@ class DoorRequest:
         Raises:
             Rejected: longer than `bytes_max` (413), too slow (408), or compressed (415).
         """
-        self._check_head(bytes_max)
+        check_head(self.headers, bytes_max)
         parts: list[bytes] = []
         more, began = True, trio.current_time()
         while more:
@@ -50,7 +50,7 @@ class DoorRequest:
             part = message.get("body", b"")
             self._received_bytes += len(part)
             if self._received_bytes > bytes_max:
-                raise _too_large(bytes_max)
+                raise too_large(bytes_max)
             parts.append(part)
             more = message.get("more_body", False)
         self.body_read()
@@ -61,17 +61,6 @@ class DoorRequest:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def _check_head(self, bytes_max: int) -> None:
-        if self.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise Rejected(
-                Kind.BAD_REQUEST,
-                "Send the body without content-encoding; compressed requests are not read.",
-                param="content-encoding",
-                status=415,
-            )
-        if int(self.headers.get("content-length", "0")) > bytes_max:
-            raise _too_large(bytes_max)
-
     async def _next(self, began: float) -> Any:
         deadline = began + upload_seconds(self._settings, self._received_bytes)
         with trio.CancelScope(deadline=deadline):
@@ -80,9 +69,37 @@ class DoorRequest:
                 return message
             self.client_left()
             await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
-            raise Rejected(Kind.BAD_REQUEST, "The connection was closed before the body was complete.")
-        raise Rejected(Kind.BAD_REQUEST, "The body came too slowly.", status=408)
+            raise cut_short()
+        raise too_slow()
 
 
-def _too_large(bytes_max: int) -> Rejected:
+def check_head(headers: Mapping[str, str], bytes_max: int) -> None:
+    """Check what a head says about its body, before any of it is read.
+
+    Raises:
+        Rejected: it is too long (413), or compressed (415).
+    """
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Rejected(
+            Kind.BAD_REQUEST,
+            "Send the body without content-encoding; compressed requests are not read.",
+            param="content-encoding",
+            status=415,
+        )
+    if int(headers.get("content-length", "0")) > bytes_max:
+        raise too_large(bytes_max)
+
+
+def too_large(bytes_max: int) -> Rejected:
+    """A body goes past its limit."""
     return Rejected(Kind.TOO_LARGE, f"The body is larger than {bytes_max} bytes.")
+
+
+def too_slow() -> Rejected:
+    """A body does not keep its least rate."""
+    return Rejected(Kind.BAD_REQUEST, "The body came too slowly.", status=408)
+
+
+def cut_short() -> Rejected:
+    """A client left in the middle of its body."""
+    return Rejected(Kind.BAD_REQUEST, "The connection was closed before the body was complete.")

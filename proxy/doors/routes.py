@@ -59,13 +59,15 @@ def route(method: str, raw_path: str, query: str) -> Path | Refusal | None:
         raw_path: percent-encoded, without the query.
         query: percent-encoded.
     """
+    if method == "POST" and (found := FIXED.get(raw_path)) is not None:
+        return found
     path = unquote(raw_path)
     gemini = _gemini(path, query)
-    found = FIXED.get(path) if gemini is None else gemini
-    if isinstance(found, Path):
-        return found if method == "POST" else _wrong_method(method, found.dialect)
-    if found is not None:
-        return found
+    named = FIXED.get(path) if gemini is None else gemini
+    if isinstance(named, Path):
+        return named if method == "POST" else _wrong_method(method, named.dialect)
+    if named is not None:
+        return named
     if any(path == later or path.startswith(f"{later}/") for later in _LATER):
         return _not_yet(path, "openai_chat")
     return None

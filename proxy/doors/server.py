@@ -2,8 +2,8 @@
 
 Hypercorn's `worker_serve` names its `TCPServer` from its own module, so a connection class of ours could only
 get in there by assigning to that module, for every server in the process. This is the part of it that we
-need, with hypercorn's own lifespan and worker context: no global is changed, HTTP/2 and QUIC cannot be
-reached by accident, and the order of going down is ours.
+need, with hypercorn's own lifespan and worker context: no global is changed, h2c and QUIC cannot be reached, and
+the order of going down is ours. `settings.door` says whose connection class reads HTTP/1.1.
 """
 
 import socket
@@ -20,7 +20,13 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 
 from proxy.config import RequestLimits, Server
-from proxy.doors.connection import App, Connection, House, Log
+from proxy.doors.alarms import Alarms
+from proxy.doors.connection import Connection
+from proxy.doors.fast_door import FastConnection
+from proxy.doors.fork import Door, Log
+from proxy.doors.hangups import hangups
+from proxy.doors.house import App, House
+from proxy.doors.wire import Stream
 
 Address = tuple[str, int]
 
@@ -72,25 +78,28 @@ async def serve_app(
     before they are cancelled. Clients that stand still cannot hold this up.
 
     Args:
-        app: an ASGI application, with or without a lifespan.
+        app: an ASGI application, with or without a lifespan. If it has a `door` (a `Door`), the fast door answers
+            what that says without asking the app.
         sockets: as `bind` gives them; closed at the end.
         settings: how connections are kept.
         limits: how many connections, and how much of a refused upload is read.
         shutdown: returns when it is time to go down.
         log: takes a level, an event's name and fields.
-        ssl_context: to speak TLS; HTTP/1.1 only.
+        ssl_context: to speak TLS; HTTP/1.1 and, if the settings say so, HTTP/2.
         new_id: makes request ids for requests that the app never sees.
         task_status: started with the addresses that are served.
     """
     config = _hypercorn(settings, log)
-    house = House(app, config, WorkerContext(None), {}, settings, limits, log, new_id)
+    door = getattr(app, "door", None)
+    known = door if isinstance(door, Door) else None
+    house = House(app, config, WorkerContext(None), {}, settings, limits, log, new_id, known)
     lifespan = Lifespan(ASGIWrapper(app), config, house.state)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
             with _lifespan_may_have_returned():
                 await lifespan.wait_for_startup()
-            await _serve(house, _listeners(sockets, ssl_context), shutdown, task_status)
+            await _serve(house, _listeners(sockets, ssl_context, settings), shutdown, task_status)
             with _lifespan_may_have_returned():
                 await lifespan.wait_for_shutdown()
             nursery.cancel_scope.cancel()
@@ -110,29 +119,39 @@ async def _serve(
     shutdown: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[list[Address]],
 ) -> None:
-    async def handle(stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
-        await Connection(house, stream).run()
+    kind = FastConnection if house.settings.door == "fast" else Connection
+
+    async def handle(stream: Stream) -> None:
+        await kind(house, stream).run()
 
     addresses = [_address(listener) for listener in listeners]
-    async with trio.open_nursery() as handling:
-        async with trio.open_nursery() as accepting:
-            await accepting.start(partial(trio.serve_listeners, handle, listeners, handler_nursery=handling))
-            task_status.started(addresses)
-            await shutdown()
-            accepting.cancel_scope.cancel()
-        await house.context.terminated.set()
-        for connection in tuple(house.connections):
-            connection.stop_if_idle()
-        handling.cancel_scope.deadline = trio.current_time() + house.settings.drain_seconds
+    house.alarms, house.hangups = Alarms(house.failed), hangups(house.failed)
+    async with trio.open_nursery() as house.helpers:
+        house.helpers.start_soon(house.alarms.run)
+        house.helpers.start_soon(house.hangups.run)
+        async with trio.open_nursery() as handling:
+            async with trio.open_nursery() as accepting:
+                await accepting.start(
+                    partial(trio.serve_listeners, handle, listeners, handler_nursery=handling)
+                )
+                task_status.started(addresses)
+                await shutdown()
+                accepting.cancel_scope.cancel()
+            house.going_down = True
+            await house.context.terminated.set()
+            for connection in tuple(house.connections):
+                connection.stop_if_idle()
+            handling.cancel_scope.deadline = trio.current_time() + house.settings.drain_seconds
+        house.helpers.cancel_scope.cancel()
 
 
 def _listeners(
-    sockets: list[socket.socket], ssl_context: ssl.SSLContext | None
+    sockets: list[socket.socket], ssl_context: ssl.SSLContext | None, settings: Server
 ) -> list[trio.SocketListener | trio.SSLListener[trio.SocketStream]]:
     plain = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
     if ssl_context is None:
         return list(plain)
-    ssl_context.set_alpn_protocols(["http/1.1"])
+    ssl_context.set_alpn_protocols([*(["h2"] if settings.http2 else []), "http/1.1"])
     return [trio.SSLListener(one, ssl_context, https_compatible=True) for one in plain]
 
 

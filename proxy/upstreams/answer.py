@@ -37,9 +37,6 @@ KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthrop
 ERROR_SECONDS: Final = 5.0
 """How long an error answer may take to arrive; what is there by then is read."""
 
-CLOSE_SHIELD_SECONDS: Final = 2.0
-"""Bound of the shield under which a connection is closed; closing takes none of it."""
-
 Log = Callable[..., None]
 """`log(level, event, **fields)`."""
 
@@ -400,23 +397,31 @@ class OpenAnswer:
         if self._kept:
             kept, self._kept = self._kept, b""
             return kept
-        began = trio.current_time()
-        if self._meter.content_frames != self._frames:
-            self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
-        idle_at = began + self._idle_left
         try:
-            with trio.CancelScope(deadline=min(idle_at, self._ends_at, self._close_at)):
-                chunk = await self._exchange.read()
-                if not chunk:
-                    raise StopAsyncIteration
-                self._waited(trio.current_time() - began, chunk)
-                return chunk
+            chunk = self._exchange.ready()  # a deadline is made only where there is something to wait for
+            if chunk is None:
+                chunk = await self._wait()
         except StreamBroken:
             if self._is_closing:
                 raise StopAsyncIteration from None
             raise
-        if self._is_closing:
+        if not chunk:
             raise StopAsyncIteration
+        if not self._stream and chunk.strip():
+            self._idle_left = self._idle_seconds  # a body has no pings, and its content is metered at its end
+        return chunk
+
+    async def _wait(self) -> bytes:
+        """Read on under the deadlines; `b""` where the provider should have closed by now."""
+        began = trio.current_time()
+        if self._meter.content_frames != self._frames:
+            self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
+        with trio.CancelScope(deadline=min(began + self._idle_left, self._ends_at, self._close_at)):
+            chunk: bytes = await self._exchange.read()
+            self._idle_left = max(self._idle_left - (trio.current_time() - began), 0.0)
+            return chunk
+        if self._is_closing:
+            return b""
         raise StreamBroken(Kind.TIMEOUT, "The provider's answer came to a standstill.", ending=Ending.STALLED)
 
     def expect_close(self) -> None:
@@ -431,12 +436,6 @@ class OpenAnswer:
     @property
     def _is_closing(self) -> bool:
         return self._close_at < math.inf
-
-    def _waited(self, seconds: float, chunk: bytes) -> None:
-        if not self._stream and chunk.strip():
-            self._idle_left = self._idle_seconds  # a body has no pings, and its content is metered at its end
-        else:
-            self._idle_left = max(self._idle_left - seconds, 0.0)
 
 
 def _upstream_id(offer: Offer, exchange: Exchange) -> str | None:
@@ -454,5 +453,4 @@ def _broken(message: str) -> UpstreamFailed:
 
 async def _close(exchange: Exchange | None) -> None:
     if exchange is not None:
-        with trio.move_on_after(CLOSE_SHIELD_SECONDS, shield=True):
-            await exchange.aclose()
+        await exchange.aclose()  # it shields itself, where it waits for anything

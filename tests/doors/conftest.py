@@ -162,8 +162,14 @@ class Running:
         self.ended.set()
 
 
+@pytest.fixture(params=["fast", "hypercorn"])
+def door(request):
+    """Which door serves; what is said of doors is true of both."""
+    return request.param
+
+
 @pytest.fixture
-async def serving():
+async def serving(door):
     """Give a function that serves an app with changed settings; what it gives can be connected to."""
     servers = []
     with trio.fail_after(PATIENCE_SECONDS):
@@ -176,7 +182,7 @@ async def serving():
                 async def run(task_status=trio.TASK_STATUS_IGNORED):
                     await running.run(
                         app,
-                        attrs.evolve(QUICK, **settings),
+                        attrs.evolve(QUICK, **{"door": door, **settings}),
                         limits or RequestLimits(),
                         ssl_context,
                         task_status,

@@ -509,11 +509,10 @@ async def test_a_slow_reader_gets_all_of_a_long_answer(serving, answering):
     client = await server.connect()
     client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
     await client.send(HELLO)
-    received = b""
-    while len(received) < len(body):
+    received = bytearray()
+    while not received.endswith(body):
         received += await client.stream.receive_some(131_072)
         await trio.sleep(0.02)
-    assert received.endswith(body)
 
 
 # Going down

@@ -186,12 +186,19 @@ class Exchange:
                 await trio.sleep_until(due)
             else:
                 await trio.lowlevel.checkpoint()
-            first, now = self.at, trio.current_time()
-            while self.at < len(steps) and line.arrived + steps[self.at].at <= now:
-                self.at += 1
-            data = b"".join([step.data for step in steps[first : self.at]])
-        line.read_upto = self.at
+            data = self._arrived()
         return data
+
+    def ready(self):
+        """What has arrived by now, without waiting."""
+        return self._arrived() or None
+
+    def _arrived(self):
+        line, steps, first, now = self.line, self.line.script.steps, self.at, trio.current_time()
+        while self.at < len(steps) and line.arrived + steps[self.at].at <= now:
+            self.at += 1
+        line.read_upto = self.at
+        return b"".join([step.data for step in steps[first : self.at]])
 
     async def _end(self):
         ending = self.line.script.ending

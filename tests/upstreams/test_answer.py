@@ -5,6 +5,7 @@ import math
 import msgspec
 import pytest
 import trio
+import trio.testing
 from attrs import define, evolve, field, frozen
 
 from accounting.books import Books
@@ -74,6 +75,15 @@ class FakeExchange:
     headers: dict
     script: list
     closed: bool = False
+    there: list = field(factory=list)
+    """What has arrived already, or what reading it raises."""
+
+    def ready(self):
+        if not self.there:
+            return None
+        if isinstance(step := self.there.pop(0), bytes):
+            return step
+        raise step
 
     async def read(self):
         assert not self.closed
@@ -94,9 +104,7 @@ class FakeExchange:
         return b""
 
     async def aclose(self):
-        if not self.closed:
-            self.closed = True
-            await trio.lowlevel.checkpoint()
+        self.closed = True
 
 
 def ok(*script, **headers):
@@ -580,6 +588,28 @@ async def test_a_stream_that_falls_silent_is_stalled(autojump_clock):
     assert trio.current_time() - began == pytest.approx(170)
     assert (broken.value.kind, broken.value.ending) == (Kind.TIMEOUT, Ending.STALLED)
     world.balanced()
+
+
+async def test_bytes_that_are_there_already_are_not_waited_for(autojump_clock):
+    stream = ok(b"content", b"last")
+    world = World([stream])
+    async with world.answer() as answer:
+        stream.there = [b"one", b"two"]
+        with trio.testing.assert_no_checkpoints():
+            assert [await anext(answer) for _ in range(3)] == [b"content", b"one", b"two"]
+        assert [chunk async for chunk in answer] == [b"last"]
+
+
+async def test_a_connection_that_breaks_under_bytes_that_were_there_is_broken(autojump_clock):
+    for closing in (False, True):
+        stream = ok(b"content", SILENCE)
+        async with World([stream]).answer() as answer:
+            assert await anext(answer) == b"content"
+            stream.there = [StreamBroken(Kind.UPSTREAM_ERROR, "reset")]
+            if closing:
+                answer.expect_close()
+            with pytest.raises(StopAsyncIteration if closing else StreamBroken):
+                await anext(answer)
 
 
 async def test_pings_do_not_keep_a_stream_alive(autojump_clock):

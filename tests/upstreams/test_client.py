@@ -1,127 +1,38 @@
-"""The httpx client against a real server on loopback: what it sends, how it fails, how it lets go."""
+"""The client against a real server on loopback: what it sends, how it fails, how it lets go."""
 
-import ssl
+import random
 import time
-from contextlib import asynccontextmanager
+from collections import Counter
 
 import pytest
 import trio
-from attrs import define, field
 
 from accounting.records import Ending
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
-from proxy.upstreams.client import Call, ConnectionWasStale, HttpClient
-
-CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-SHORT = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
-
-
-def chunk(data):
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-@define(eq=False)
-class Server:
-    """Hands each connection's bytes to a script, and notes what came and when the other side closed."""
-
-    script: object
-    port: int = 0
-    connections: int = 0
-    heads: list = field(factory=list)
-    bodies: list = field(factory=list)
-    closed: list = field(factory=list)
-
-    async def handle(self, stream):
-        self.connections += 1
-        try:
-            await self.script(self, stream)
-            with trio.move_on_after(5):
-                while await stream.receive_some():
-                    pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            self.closed.append(time.monotonic())
-
-    async def read_request(self, stream):
-        """Read one request; gives `False` where there is none any more."""
-        data = b""
-        while b"\r\n\r\n" not in data:
-            more = await stream.receive_some()
-            if not more:
-                return False
-            data += more
-        head, _, body = data.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-        while len(body) < int(headers["content-length"]):
-            more = await stream.receive_some()
-            if not more:
-                return False
-            body += more
-        self.heads.append((lines[0], headers))
-        self.bodies.append(body)
-        return True
-
-
-@asynccontextmanager
-async def serving(script, tls=None):
-    server = Server(script)
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        server.port = listener.socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, server.handle, [listener])
-        client = HttpClient(connect_seconds=5.0, verify=tls)
-        try:
-            yield server, client
-        finally:
-            await client.aclose()
-            nursery.cancel_scope.cancel()
-
-
-def call_to(server, path="/v1/chat/completions", scheme="http", **more):
-    headers = more.pop("headers", (("authorization", "Bearer secret"), ("accept-encoding", "identity")))
-    return Call(f"{scheme}://127.0.0.1:{server.port}{path}", headers, more.pop("body", b'{"model":"m"}'))
-
-
-def nothing():
-    """Where nobody wants to know."""
+from proxy.upstreams.client import TARGETS_MAX, Call, ConnectionWasStale, HttpClient
+from proxy.upstreams.origin import Bounds
+from tests.upstreams.scripted import (
+    CHUNKED,
+    SHORT,
+    call_to,
+    cancelled_at,
+    chunk,
+    endless,
+    nothing,
+    origins,
+    read_all,
+    server_context,
+    serving,
+    settled,
+    short_answers,
+    silent,
+    trusting,
+    until_closed,
+)
 
 
 def pooled(client):
-    return client._http._transport._pool.connections
-
-
-async def read_all(exchange):
-    data = b""
-    while more := await exchange.read():
-        data += more
-    return data
-
-
-async def short_answers(server, stream):
-    while await server.read_request(stream):
-        await stream.send_all(SHORT)
-
-
-async def endless(server, stream):
-    await server.read_request(stream)
-    await stream.send_all(CHUNKED)
-    while True:
-        await stream.send_all(chunk(b"data: x\n\n"))
-        await trio.sleep(0.005)
-
-
-async def silent(server, stream):
-    await server.read_request(stream)
-    await stream.receive_some()
-
-
-async def until_closed(server, count=1, seconds=2):
-    with trio.fail_after(seconds):
-        while len(server.closed) < count:
-            await trio.sleep(0.001)
-    return server.closed[count - 1]
+    return origins(client).open
 
 
 # -- what is sent ----------------------------------------------------------------------------------
@@ -176,7 +87,7 @@ async def test_cookies_are_not_kept():
     async with serving(script) as (server, client):
         for _ in range(2):
             await read_all(await client.send(call_to(server), nothing))
-        assert len(client._http.cookies.jar) == 0
+        assert len(client.http.cookies.jar) == 0
     assert "cookie" not in server.heads[1][1]
 
 
@@ -207,7 +118,7 @@ async def test_a_connection_is_used_again_after_a_whole_answer():
             await read_all(exchange)
             await exchange.aclose()
         assert server.connections == 1
-        assert len(pooled(client)) == 1
+        assert pooled(client) == 1
 
 
 # -- how it fails ----------------------------------------------------------------------------------
@@ -237,7 +148,7 @@ async def test_a_connection_that_closes_without_an_answer_is_unreached():
             await client.send(call_to(server), nothing)
         assert failed.value.ending is Ending.UNREACHED
         assert not isinstance(failed.value, ConnectionWasStale)
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 async def test_a_kept_connection_that_closes_without_an_answer_is_stale():
@@ -293,7 +204,7 @@ async def test_a_cut_answer_is_a_broken_stream(sent):
             await read_all(exchange)
         await exchange.aclose()
         assert await exchange.read() == b""
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 # -- how fast it lets go ---------------------------------------------------------------------------
@@ -313,7 +224,7 @@ async def test_a_cancelled_request_closes_the_providers_connection_within_100_ms
                 await exchange.aclose()
         began = began or time.monotonic()
         assert await until_closed(server) - began < 0.1
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 async def test_leaving_an_answer_in_the_middle_closes_its_connection_within_100_ms():
@@ -325,7 +236,7 @@ async def test_leaving_an_answer_in_the_middle_closes_its_connection_within_100_
         assert time.monotonic() - began < 0.1
         assert await until_closed(server) - began < 0.1
         assert await exchange.read() == b""
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 async def test_leaving_under_cancellation_closes_all_the_same():
@@ -336,7 +247,7 @@ async def test_leaving_under_cancellation_closes_all_the_same():
             scope.cancel()
             await exchange.aclose()
         await until_closed(server)
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 async def test_a_request_that_is_cancelled_before_it_is_sent_is_not_said_to_have_been():
@@ -350,17 +261,6 @@ async def test_a_request_that_is_cancelled_before_it_is_sent_is_not_said_to_have
         assert len(server.heads) == 1
 
 
-class CancelAt(trio.abc.Instrument):
-    def __init__(self, task, n, scope):
-        self.task, self.left, self.scope = task, n, scope
-
-    def before_task_step(self, task):
-        if task is self.task:
-            self.left -= 1
-            if self.left == 0:
-                self.scope.cancel()
-
-
 @pytest.mark.parametrize("warm", [False, True], ids=["new connection", "kept connection"])
 async def test_cancelled_at_every_checkpoint_nothing_stays_behind(warm):
     async def script(server, stream):
@@ -370,32 +270,30 @@ async def test_cancelled_at_every_checkpoint_nothing_stays_behind(warm):
             await stream.send_all(chunk(b"three") + b"0\r\n\r\n")
 
     async with serving(script) as (server, client):
+
+        async def work():
+            exchange = await client.send(call_to(server), nothing)
+            try:
+                while await exchange.read():
+                    pass
+            finally:
+                await exchange.aclose()
+
         for n in range(1, 100):
             if warm:
-                await read_all(await client.send(call_to(server), nothing))
-            with trio.CancelScope() as scope:
-                instrument = CancelAt(trio.lowlevel.current_task(), n, scope)
-                trio.lowlevel.add_instrument(instrument)
-                try:
-                    exchange = await client.send(call_to(server), nothing)
-                    try:
-                        await exchange.read()
-                        await exchange.read()
-                        await exchange.read()
-                        await exchange.read()
-                    finally:
-                        await exchange.aclose()
-                finally:
-                    trio.lowlevel.remove_instrument(instrument)
-            assert all(connection.is_idle() for connection in pooled(client)), n
-            assert len(pooled(client)) <= 1
-            if not warm:
-                await client._http._transport._pool.aclose()
-            if instrument.left > 0:
+                await work()
+            reached = await cancelled_at(n, work)
+            assert settled(client), n
+            assert pooled(client) <= 1
+            if not reached:
                 break
+            if not warm:
+                origins(client).close()
+                await client.aclose()
+                client = HttpClient(connect_seconds=5.0)  # noqa: PLW2901
         else:
             pytest.fail("it never ended")
-        assert n > 5
+        assert n > 2
         await client.aclose()
         await until_closed(server, server.connections)
 
@@ -404,18 +302,12 @@ async def test_cancelled_in_the_tls_handshake_the_connection_is_closed():
     async def script(server, stream):
         await stream.receive_some(1)
 
-    async with serving(script, tls=ssl.create_default_context()) as (server, client):
+    async with serving(script, verify=trusting()) as (server, client):
         with trio.move_on_after(0.05):
             await client.send(call_to(server, scheme="https"), nothing)
         await until_closed(server)
-        assert pooled(client) == []
-
-
-async def test_certificates_and_host_names_are_checked():
-    async with serving(short_answers) as (_, client):
-        context = client._http._transport._pool._ssl_context
-        assert context.verify_mode is ssl.CERT_REQUIRED
-        assert context.check_hostname
+        assert pooled(client) == 0
+        assert settled(client)
 
 
 async def test_a_body_that_the_provider_does_not_read_can_be_cancelled():
@@ -428,7 +320,7 @@ async def test_a_body_that_the_provider_does_not_read_can_be_cancelled():
         with trio.move_on_after(0.05):
             await client.send(call_to(server, body=b"x" * 32 * 2**20), nothing)
         assert time.monotonic() - began < 1
-        assert pooled(client) == []
+        assert pooled(client) == 0
 
 
 async def test_an_early_answer_to_a_large_body_is_seen():
@@ -459,3 +351,185 @@ async def test_a_kept_connection_that_closes_late_has_lost_a_request_and_was_not
         with pytest.raises(UpstreamFailed) as failed:
             await client.send(call_to(server), nothing)
         assert not isinstance(failed.value, ConnectionWasStale)
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+async def test_tls_is_spoken_and_its_connections_are_kept(tmp_path):
+    async with serving(short_answers, server_context(tmp_path / "pem"), verify=trusting()) as (
+        server,
+        client,
+    ):
+        for host in ("127.0.0.1", "localhost", "127.0.0.1", "localhost"):
+            exchange = await client.send(call_to(server, scheme="https", host=host), nothing)
+            assert await read_all(exchange) == b"hi"
+        assert server.connections == pooled(client) == 2
+        assert settled(client)
+
+
+async def test_a_stream_under_tls_is_read_and_left_like_any(tmp_path):
+    async with serving(endless, server_context(tmp_path / "pem"), verify=trusting()) as (server, client):
+        exchange = await client.send(call_to(server, scheme="https"), nothing)
+        for _ in range(5):
+            assert (await exchange.read()).startswith(b"data: x\n\n")
+        began = time.monotonic()
+        await exchange.aclose()
+        assert await until_closed(server) - began < 0.1
+        assert pooled(client) == 0
+
+
+@pytest.mark.parametrize(("verify", "host"), [(None, "127.0.0.1"), ("ours", "127.0.0.2")])
+async def test_who_is_not_who_it_should_be_is_not_spoken_to(tmp_path, verify, host):
+    async def script(_server, stream):
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.do_handshake()
+        raise trio.BrokenResourceError
+
+    said = []
+    trusted = trusting() if verify else None
+    async with serving(script, server_context(tmp_path / "pem"), verify=trusted, host=host) as (
+        server,
+        client,
+    ):
+        with pytest.raises(UpstreamFailed) as failed:
+            await client.send(call_to(server, scheme="https", host=host), lambda: said.append(1))
+        assert failed.value.ending is Ending.UNREACHED
+        assert said == []
+        assert settled(client)
+
+
+async def test_a_certificate_of_our_own_is_shown_where_it_is_asked_for(tmp_path):
+    context = server_context(tmp_path / "pem", client_certificates=True)
+    for certificate, answered in ((str(tmp_path / "pem"), True), (None, False)):
+        async with serving(short_answers, context, verify=trusting(), certificate=certificate) as (
+            server,
+            client,
+        ):
+            try:
+                exchange = await client.send(call_to(server, scheme="https"), nothing)
+                assert await read_all(exchange) == b"hi"
+            except UpstreamFailed:
+                assert not answered
+            else:
+                assert answered
+
+
+# -- bounds, and many at once ----------------------------------------------------------------------
+
+
+async def test_more_requests_than_connections_wait_their_turn():
+    async with serving(short_answers, bounds=Bounds(connections_max=3)) as (server, client):
+
+        async def ask():
+            assert await read_all(await client.send(call_to(server), nothing)) == b"hi"
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(ask)
+        assert server.connections == 3
+        assert settled(client)
+
+
+async def test_who_waits_too_long_for_a_connection_may_try_another_account():
+    async with serving(silent, connect_seconds=0.05, bounds=Bounds(connections_max=1)) as (server, client):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, call_to(server), nothing)
+            with trio.fail_after(2):
+                while not server.heads:
+                    await trio.sleep(0.001)
+            said = []
+            with pytest.raises(UpstreamFailed, match="in use") as failed:
+                await client.send(call_to(server), lambda: said.append(1))
+            assert failed.value.try_another
+            assert said == []
+            nursery.cancel_scope.cancel()
+        assert settled(client)
+
+
+async def test_what_is_read_of_addresses_is_remembered_within_bounds():
+    async with serving(short_answers) as (server, client):
+        for n in range(TARGETS_MAX + 10):
+            client._read(f"http://127.0.0.1:{server.port}/{n}")
+        assert len(client._targets) == 10
+        assert await read_all(await client.send(call_to(server, "/9"), nothing)) == b"hi"
+
+
+async def test_a_host_of_version_six_is_written_as_it_should_be():
+    client = HttpClient(connect_seconds=5.0)
+    target = client._read("https://[::1]:8443/v1?a=b")
+    assert target.address == ("::1", 8443, True)
+    assert target.first == "POST /v1?a=b HTTP/1.1\r\nhost: [::1]:8443\r\n"
+    assert client._read("https://example.org/v1").address == ("example.org", 443, True)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_after_many_cancellations_over_real_sockets_all_slots_are_free(count):
+    rng = random.Random(1)
+
+    async def script(server, stream):
+        while await server.read_request(stream):
+            await trio.sleep(rng.choice((0, 0.001)))
+            await stream.send_all(CHUNKED + chunk(b"one"))
+            await trio.sleep(rng.choice((0, 0.001)))
+            await stream.send_all(chunk(b"two"))
+            if rng.random() < 0.1:
+                return await stream.aclose()
+            await stream.send_all(b"0\r\n\r\n")
+        return None
+
+    done = Counter()
+
+    async def work():
+        while done["cancelled"] < count:
+            with trio.move_on_after(rng.choice((0, 0.0005, 0.002, 0.01))) as scope:
+                try:
+                    body = rng.choice((b"x", bytes(4 * 2**20)) if rng.random() < 0.05 else (b"x",))
+                    exchange = await client.send(call_to(server, body=body), nothing)
+                    try:
+                        await read_all(exchange)
+                        done["whole"] += 1
+                    finally:
+                        await exchange.aclose()
+                except (UpstreamFailed, StreamBroken):
+                    done["failed"] += 1
+            done["cancelled"] += scope.cancelled_caught
+
+    async with serving(script, bounds=Bounds(connections_max=5)) as (server, client):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(work)
+        assert settled(client)
+        assert pooled(client) <= 5
+        await client.aclose()
+        await until_closed(server, server.connections)
+        assert min(done["whole"], done["failed"]) > 0, done
+
+
+# -- the other client ------------------------------------------------------------------------------
+
+
+async def test_ordinary_requests_share_the_connections():
+    async with serving(short_answers) as (server, client):
+        await read_all(await client.send(call_to(server), nothing))
+        answer = await client.http.get(f"http://127.0.0.1:{server.port}/v1/models")
+        assert (answer.status_code, answer.text) == (200, "hi")
+        assert server.connections == 1
+        assert server.heads[1][0] == "GET /v1/models HTTP/1.1"
+
+
+async def test_a_closed_client_reaches_nobody():
+    async with serving(short_answers) as (server, client):
+        await client.aclose()
+        with pytest.raises(UpstreamFailed):
+            await client.send(call_to(server), nothing)
+        assert server.heads == []
+
+
+@pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "connection"])
+async def test_a_header_of_ours_is_not_the_callers_to_set(name):
+    async with serving(short_answers) as (server, client):
+        with pytest.raises(UpstreamFailed, match="set up"):
+            await client.send(call_to(server, headers=((name, "1"),)), nothing)
+        assert server.heads == []

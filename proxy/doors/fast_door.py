@@ -1,0 +1,432 @@
+"""One client connection of the fast door: HTTP/1.1 read by llhttp, each request answered in the connection's own task.
+
+Hypercorn starts a task, a channel and an idle timer for each request and sends three times for each answer; that is
+nine tenths of its cost. Here a request is a few calls in the task that read it:
+
+- The `Guard` decides what is let in, the same as before the other door, and gives head and body. The next request is
+  not looked at before the present answer is complete, so nothing is read ahead but what came in the same read.
+- Requests of the API go to `respond`; what the door can say at once, it says; everything else is the ASGI app's.
+  Upgrades and HTTP/2 are handed on to the other door's connection, with every byte that was read.
+- A client that leaves is noticed by the server's one watcher (`hangups`), which cancels the request's scope or has
+  its reply fall mute. A half-close counts as leaving, also where requests were sent ahead of it.
+- Deadlines for what a client sends are the connection's one alarm (`alarms`). While an answer is under way no alarm
+  is needed for reading, and the reply has it for heartbeats.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from proxy.doors.alarms import Alarm
+from proxy.doors.asgi import AppAnswer, scope_of
+from proxy.doors.connection import Connection
+from proxy.doors.fast_reply import FastReply
+from proxy.doors.fork import CORS, REQUEST_ID, Door, Whole, fork, named
+from proxy.doors.guard import Guard, Head, Refused, Stage
+from proxy.doors.heads import BODILESS, CLOSE, checked, lines, status_line
+from proxy.doors.house import STRAY_SECONDS, House, contained, upload_seconds
+from proxy.doors.http2 import speaks_http2
+from proxy.doors.request import check_head, cut_short, too_large
+from proxy.doors.routes import is_api
+from proxy.doors.wire import Gone, Stream, Wire, wire_of
+from proxy.errors import Kind, Rejected
+from proxy.types import Path
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+TOO_SLOW: Final = "The request came too slowly."
+
+CORS_LINES: Final = lines(checked(CORS))
+"""On every answer of the API, and a kilobyte long: made once."""
+BROKEN: Final = Whole(500, {})
+"""Where whoever had to answer failed without a word."""
+
+
+@define(eq=False)
+class FastRequest:
+    """Implements `proxy.types.Request`."""
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    _connection: "FastConnection"
+
+    async def body(self, bytes_max: int) -> bytes:
+        """Read the whole body; before that, a client that sent `Expect: 100-continue` has sent none of it.
+
+        Raises:
+            Rejected: longer than `bytes_max` (413), too slow (408), compressed (415), or badly framed (400).
+        """
+        check_head(self.headers, bytes_max)
+        return await self._connection.whole_body(bytes_max)
+
+
+@define(eq=False)
+class FastConnection:
+    """One client connection.
+
+    Attributes:
+        house: what it shares with all others.
+        stream: plain or TLS, as it was accepted.
+        wire: its bytes.
+        alarm: for what the client has to send, or for the heartbeats of the answer under way.
+        closing: the present answer is the last.
+        chunks: the client understands chunks.
+    """
+
+    house: House
+    stream: Stream
+    wire: Wire = field(init=False)
+    alarm: Alarm = field(init=False)
+    closing: bool = field(default=False, init=False)
+    chunks: bool = field(default=True, init=False)
+    _guard: Guard = field(init=False)
+    _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _idle_since: float = field(factory=trio.current_time, init=False)
+    _answered: int = field(default=0, init=False)
+    _reading: bool = field(default=False, init=False)
+    """Between answers: whoever goes down may wake us."""
+    _late: bool = field(default=False, init=False)
+    """The alarm rang while we waited for bytes."""
+    _body_seconds: float = field(default=0.0, init=False)
+    """How long we have waited for the present body."""
+    _expected: bool = field(default=False, init=False)
+    """The client waits for a 100 before it sends its body."""
+    _watched: bool = field(default=False, init=False)
+    _gone: bool = field(default=False, init=False)
+    _refused: bool = field(default=False, init=False)
+    _hang_up: Callable[[], None] | None = field(default=None, init=False)
+    """Whom a disconnect is told, while an answer is under way."""
+
+    def __attrs_post_init__(self) -> None:
+        self._guard = Guard(self.house.settings.header_bytes_max)
+        self.wire = wire_of(self.stream, self.house.settings.write_seconds, self._let_go)
+        self.alarm = self.house.alarms.new()
+
+    # Its life
+
+    async def run(self) -> None:
+        """Serve the connection to its end; raises nothing but cancellation."""
+        self.house.connections.add(self)
+        try:
+            # a connection has one request at a time, and none after a hang-up: one scope does for all of them
+            with self._scope, contained(self.house.failed), suppress(Gone):
+                if len(self.house.connections) > self.house.limits.connections_max:
+                    await self._hand_on(b"")  # it is turned away there
+                elif await self._shake_hands():
+                    await (self._hand_on(b"") if _speaks_http2(self.stream) else self._serve())
+        finally:
+            self.house.connections.discard(self)
+            self.wire.close()
+
+    async def _shake_hands(self) -> bool:
+        if not isinstance(self.stream, trio.SSLStream):
+            return True
+        with (
+            trio.move_on_after(self.house.settings.header_seconds),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
+            await self.stream.do_handshake()
+            return True
+        return False
+
+    async def _serve(self) -> None:
+        self._watched = True
+        self.house.hangups.add(self.wire.sock, self._left)
+        try:
+            while head := await self._head():
+                if self._guard.stage is Stage.UPGRADING:
+                    await self._hand_on(head)
+                    return
+                if not await self._answer():
+                    break
+        except Refused as refused:
+            await self.refuse(refused)
+        await self._linger()
+
+    async def _hand_on(self, read: bytes) -> None:
+        """Have the other door's connection go on from here."""
+        self._let_go()
+        self.house.connections.discard(self)
+        await Connection(self.house, self.stream, read + self._guard.rest()).run()
+
+    def stop_if_idle(self) -> None:
+        """The server goes down: close, unless a request is under way."""
+        if self._reading:
+            self.wire.wake()
+
+    def _left(self) -> None:
+        """The client has left; what it sent before is still read where no answer is under way."""
+        self._gone = True
+        if self._hang_up is not None:
+            try:
+                self._hang_up()
+            finally:
+                self.wire.close()  # ends what is being read or sent
+
+    def _let_go(self) -> None:
+        """Nothing of the server's knows this connection any more."""
+        self.alarm.off()
+        if self._watched:
+            self._watched = False
+            self.house.hangups.remove(self.wire.sock)
+
+    # Reading
+
+    async def _head(self) -> bytes:
+        """Wait for the head of a request; `b""` if none comes.
+
+        Raises:
+            Refused: it is not let in, or comes too slowly.
+        """
+        guard, settings = self._guard, self.house.settings
+        seconds = settings.keep_alive_seconds if self._answered else settings.header_seconds
+        due, begun = self._idle_since + seconds, False
+        while not (head := guard.take()):
+            if not begun and not guard.idle:
+                due, begun = trio.current_time() + settings.header_seconds, True
+            data = await self._read_between(due)
+            if data is None and not guard.idle and not self.house.going_down:
+                raise Refused(408, TOO_SLOW)
+            if not data:
+                return b""
+            guard.feed(data)
+        return head
+
+    async def _read_between(self, due: float) -> bytes | None:
+        """Read outside of an answer; `None` if it is time to stop, or the server goes down."""
+        if self.house.going_down:
+            return None
+        self.alarm.set(due, self.wire.wake)
+        self._reading = True
+        try:
+            return await self.wire.read()
+        finally:
+            self._reading = False
+            self.alarm.off()
+
+    async def whole_body(self, bytes_max: int) -> bytes:
+        """Read the body of the present request.
+
+        Raises:
+            Rejected: longer than `bytes_max` (413), too slow (408) or badly framed (400).
+        """
+        parts: list[bytes] = []
+        received = 0
+        try:
+            while (part := await self.read_body()) is not None:
+                received += len(part)
+                if received > bytes_max:
+                    raise too_large(bytes_max)
+                parts.append(part)
+                if self._guard.body_over:
+                    return part if len(parts) == 1 else b"".join(parts)
+        except Refused as refused:
+            self._refused = True
+            raise Rejected(Kind.BAD_REQUEST, refused.message, status=refused.status) from None
+        self._left()
+        await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
+        raise cut_short()
+
+    async def read_body(self) -> bytes | None:
+        """Read some of the body; `b""` at its end, `None` if the client has left in it.
+
+        Raises:
+            Refused: it comes too slowly, or its framing is broken.
+        """
+        guard = self._guard
+        if guard.stage is not Stage.BODY:
+            return b""
+        part = guard.take_body()
+        while not part and not guard.body_over:
+            data = await self._more_body()
+            if not data:
+                return None  # cut short
+            part = guard.take_body(data)
+        if guard.body_over:
+            self._watch()
+        return part
+
+    async def _more_body(self) -> bytes:
+        guard, settings = self._guard, self.house.settings
+        if self._expected and not guard.body_bytes and not guard.pending_bytes:
+            self._expected = False
+            try:
+                await self.wire.send(CONTINUE)
+            except Gone:
+                return b""
+        began, self._late = trio.current_time(), False
+        due = began + upload_seconds(settings, guard.body_bytes) - self._body_seconds
+        self.alarm.set(due, self._ring)
+        try:
+            data = await self.wire.read(soon=True)
+        finally:
+            self.alarm.off()
+        self._body_seconds += trio.current_time() - began
+        if data is None and self._late:
+            raise Refused(408, TOO_SLOW)
+        return data or b""
+
+    def _ring(self) -> None:
+        self._late = True
+        self.wire.wake()
+
+    def _watch(self) -> None:
+        """Nobody reads for now."""
+        if self._watched:
+            self.house.hangups.watch(self.wire.sock)
+
+    async def _linger(self) -> None:
+        """Read on and drop, so that the client gets to see the answer that ended the connection.
+
+        Closing a socket with unread bytes resets it, and the client might never see what was sent before.
+        """
+        self.wire.finish()
+        guard, limit = self._guard, self.house.limits.body_bytes_max
+        stray = guard.pending_bytes or self._refused or self.wire.read_now()
+        if guard.stage is not Stage.BODY and not stray:
+            return
+        seconds = STRAY_SECONDS if self._refused else self.house.settings.body_seconds_min
+        due = trio.current_time() + seconds
+        while limit > 0 and (data := await self._read_between(due)):
+            limit -= len(data)
+
+    # Answering
+
+    async def _answer(self) -> bool:
+        """Answer the request whose head was read; true if another may follow."""
+        head = self._guard.head
+        assert head is not None  # noqa: S101 - for the type checker
+        house, headers = self.house, head.headers
+        self.chunks = head.version == "1.1"
+        self.closing = (
+            not self.chunks
+            or ("connection" in headers and _says_close(headers["connection"]))
+            or self._answered + 1 >= house.settings.keep_alive_requests
+        )
+        self._expected = self.chunks and "expect" in headers
+        self._body_seconds = 0.0
+        if self._guard.stage is Stage.READ:
+            self._watch()
+        complete = await self._fork(head)
+        house.hangups.unwatch(self.wire.sock)
+        if not complete or self.closing or self._gone or self._guard.stage is not Stage.READ:
+            return False
+        self._guard.next_request()
+        self._answered += 1
+        self._idle_since = trio.current_time()
+        return True
+
+    async def _fork(self, head: Head) -> bool:
+        """Take the fork; true if the whole answer was sent."""
+        door = self.house.door
+        if door is None:
+            return await self._let_app_answer(head, None)
+        path, _, query = head.target.partition("?")
+        asked = FastRequest(door.new_id(), head.method, path, query, head.headers, self)
+        found = fork(door, asked)
+        if isinstance(found, Path):
+            return await self._respond(door, found, asked)
+        if found is not None:
+            return await self._send_whole(found, head.method)
+        return await self._let_app_answer(head, asked.id)
+
+    async def _respond(self, door: Door, path: Path, asked: FastRequest) -> bool:
+        constant = CORS_LINES if is_api(asked.path) else b""
+        reply = FastReply(self, named(asked.id, path.dialect), constant)
+        self._hang_up = reply.hang_up
+        if self._gone:
+            reply.hang_up()
+        try:
+            await door.respond(door.gateway, path, asked, reply)
+        except Exception as error:  # noqa: BLE001 - its words are in its own log; here it must not get further
+            self.house.failed(error)
+        finally:
+            self._hang_up = None
+            self.alarm.off()
+        if not reply.started and not self._gone:
+            self.closing = True
+            return await self._send_whole(BROKEN, asked.method)
+        return reply.complete
+
+    async def _let_app_answer(self, head: Head, request_id: str | None) -> bool:
+        scope = scope_of(
+            head,
+            self.house.state,
+            tls=isinstance(self.stream, trio.SSLStream),
+            client=self.wire.sock.getpeername()[:2],
+            server=self.wire.sock.getsockname()[:2],
+        )
+        if request_id is not None:
+            scope[REQUEST_ID] = request_id
+        answer = AppAnswer(self, head)
+        self._hang_up = answer.hang_up
+        if self._gone:
+            answer.hang_up()
+        try:
+            await answer.run(scope)
+        finally:
+            self._hang_up = None
+            self.alarm.off()
+        return answer.complete
+
+    async def _send_whole(self, whole: Whole, method: str) -> bool:
+        length = b"" if whole.status in BODILESS else b"content-length: %d\r\n" % len(whole.body)
+        headers = lines(checked(whole.headers))
+        body = b"" if method == "HEAD" else whole.body
+        await self.wire.send(
+            b"".join((self.opening(whole.status, whole=True), headers, length, b"\r\n", body))
+        )
+        return True
+
+    def opening(self, status: int, *, whole: bool) -> bytes:
+        """Give the status line and what the connection itself has to say.
+
+        Args:
+            status: of the answer.
+            whole: all of it leaves now, so nobody reads on in the request's body.
+        """
+        if whole and self._guard.stage is Stage.BODY:
+            self._drop_body()
+        if self._guard.stage is Stage.BODY or self.house.going_down:
+            self.closing = True
+        return status_line(status) + self.house.dates.line() + (CLOSE if self.closing else b"")
+
+    def _drop_body(self) -> None:
+        """Drop a body that nobody asked for, if all of it is here: then the connection can be kept."""
+        guard = self._guard
+        with suppress(Refused):
+            guard.take_body()
+            if not guard.body_over and not self._expected and (data := self.wire.read_now()):
+                guard.take_body(data)
+
+    async def refuse(self, refused: Refused) -> None:
+        """Answer a request that is let go no further."""
+        self._refused = self.closing = True
+        await self.wire.send(self.house.refusal(refused, self._guard))
+
+    def cancel(self) -> None:
+        """Cancel the request, and with it the connection."""
+        self._scope.cancel()
+
+    def beside(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run something beside the request; its errors stay inside."""
+
+        async def run() -> None:
+            with contained(self.house.failed):
+                await task()
+
+        if self.house.helpers is not None:
+            self.house.helpers.start_soon(run)
+
+
+def _speaks_http2(stream: Stream) -> bool:
+    return isinstance(stream, trio.SSLStream) and speaks_http2(stream)
+
+
+def _says_close(connection: str) -> bool:
+    return "close" in (token.strip() for token in connection.lower().split(","))

@@ -1,0 +1,184 @@
+"""The fast door's reply: bytes straight to the client, one send for each write, no task and no nursery of its own."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Protocol
+
+import trio
+from attrs import define, field
+
+from proxy.doors.alarms import Alarm
+from proxy.doors.heads import CHUNKED, LAST_CHUNK, checked, chunk, lines
+from proxy.doors.reply import Standing
+from proxy.doors.wire import Gone, Wire
+
+
+class Carrier(Protocol):
+    """What a reply needs of its connection.
+
+    Attributes:
+        wire: where bytes go.
+        alarm: nobody else's while the answer is under way.
+        chunks: the client understands chunks (HTTP/1.1); an older one reads until the connection is closed.
+    """
+
+    wire: Wire
+    alarm: Alarm
+    chunks: bool
+
+    def cancel(self) -> None:
+        """Cancel the request."""
+        ...
+
+    def opening(self, status: int, *, whole: bool) -> bytes:
+        """Give the status line and what the connection itself has to say; `whole`: nothing follows."""
+        ...
+
+    def beside(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run something beside the request; its errors stay inside."""
+        ...
+
+
+@define(eq=False)
+class FastReply(Standing):
+    """Implements `proxy.types.Reply`.
+
+    Args:
+        carrier: the connection.
+        headers: what is on every answer; grows by what is noted.
+        constant: more of it, as it is sent; nothing else may carry the same names.
+
+    Attributes:
+        complete: the whole answer was handed to the kernel.
+    """
+
+    _carrier: Carrier
+    _headers: dict[str, str] = field(factory=dict)
+    _constant: bytes = b""
+    complete: bool = field(default=False, init=False)
+    _sending: bool = field(default=False, init=False)
+    _turn: trio.lowlevel.ParkingLot | None = field(default=None, init=False)
+
+    def _cancel(self) -> None:
+        self._carrier.cancel()
+
+    async def write(self, chunk: bytes) -> None:
+        """Write whole frames; nothing for `b""` or a client that is gone."""
+        if not chunk:
+            return
+        if self._sending:
+            await self._wait_turn()
+        if not self._gone:
+            await self._write(chunk)
+        if self._gone and not self._mute:
+            await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
+
+    async def _write(self, data: bytes) -> None:
+        framed = chunk(data) if self._carrier.chunks else data
+        if not self._started:
+            framed = self._head(CHUNKED if self._carrier.chunks else b"", whole=False) + framed
+        await self._send(framed)
+        self.silent_since = trio.current_time()
+
+    async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Write the withheld end and finish; an answer of which nothing has left gets its length."""
+        if self._sending:
+            await self._wait_turn()
+        if self._gone:
+            return
+        self._ending = True
+        if not self._started:
+            if headers:
+                self._own_headers.update(checked(headers))
+            data = self._head(b"content-length: %d\r\n" % len(tail), whole=True) + tail
+        elif self._carrier.chunks:
+            data = chunk(tail) + LAST_CHUNK
+        else:
+            data = tail
+        self.complete = await self._send(data)
+
+    def _head(self, framing: bytes, *, whole: bool) -> bytes:
+        assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
+        self._started = True
+        headers = self._headers | self._own_headers
+        opening = self._carrier.opening(self._status, whole=whole)
+        return b"".join((opening, self._constant, lines(headers), framing, b"\r\n"))
+
+    async def _send(self, data: bytes) -> bool:
+        self._sending = True
+        try:
+            await self._carrier.wire.send(data)
+        except Gone:
+            self.hang_up()
+            return False
+        finally:
+            self._sending = False
+            if self._turn is not None:
+                self._turn.unpark()
+        return True
+
+    async def _wait_turn(self) -> None:
+        """Wait until a heartbeat, or what a heartbeat waits for, is on its way as a whole."""
+        if self._turn is None:
+            self._turn = trio.lowlevel.ParkingLot()
+        while self._sending:
+            await self._turn.park()
+
+    def keep_alive(self, heartbeat: bytes, after_seconds: float) -> "FastHeartbeats":
+        """Within this context, write a heartbeat (and before it status 200) after each such silence."""
+        return FastHeartbeats(self, self._carrier, heartbeat, after_seconds)
+
+    async def beat(self, heartbeat: bytes, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Write a heartbeat, and before the first byte of all a stream's status and headers.
+
+        Args:
+            heartbeat: what to write.
+            wanted: asked when it is our turn: by then the answer may have failed, and its error be on its way.
+        """
+        if self._sending:
+            await self._wait_turn()
+        if not self._ending and not self._gone and wanted():
+            self._announce_stream()
+            await self._write(heartbeat)
+
+
+@define(eq=False)
+class FastHeartbeats:
+    """The context of `FastReply.keep_alive`: an alarm, and a task only when it rings."""
+
+    _reply: FastReply
+    _carrier: Carrier
+    _heartbeat: bytes
+    _after_seconds: float
+    _over: bool = field(default=False, init=False)
+
+    async def __aenter__(self) -> None:
+        if self._heartbeat:
+            self._reply.silent_since = trio.current_time()
+            self._set()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over = True
+        if self._heartbeat:
+            self._carrier.alarm.off()
+
+    def _set(self) -> None:
+        self._carrier.alarm.set(self._reply.silent_since + self._after_seconds, self._ring)
+
+    def _ring(self) -> None:
+        if self._over or self._reply.client_gone:
+            return
+        if trio.current_time() < self._reply.silent_since + self._after_seconds:
+            self._set()  # something was written meanwhile
+        else:
+            self._carrier.beside(self._beat)
+
+    async def _beat(self) -> None:
+        await self._reply.beat(self._heartbeat, lambda: not self._over)
+        if not self._over:
+            self._set()

@@ -1,0 +1,245 @@
+"""The bytes of one client: read and sent at once where the kernel lets us, waited for where it does not.
+
+A plain socket is tried first and waited for after, which is what a stream of trio's does with two checkpoints more.
+TLS goes through trio's own stream. Above them nobody can tell the two apart.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+import trio
+from attrs import define, field
+
+from proxy.doors.house import LINGER_NOT, READ_BYTES, SEND_BYTES
+
+AT_ONCE_MAX: Final = 16
+"""After so many reads and sends that did not wait, others get their turn (and cancellation is seen)."""
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class Gone(Exception):
+    """The client has left, or has taken nothing for too long; its connection is closed."""
+
+
+class Wire(Protocol):
+    """One client's connection, as bytes; for one task that reads and one that sends.
+
+    Attributes:
+        sock: what they come over.
+    """
+
+    sock: trio.socket.SocketType
+
+    async def read(self, *, soon: bool = False) -> bytes | None:
+        """Wait for bytes; `b""` if the client has gone, `None` if `wake` was called.
+
+        Args:
+            soon: more is on its way, so that trying before waiting pays.
+        """
+        ...
+
+    def read_now(self) -> bytes:
+        """Read what is there; `b""` if nothing is, or where that cannot be told without waiting."""
+        ...
+
+    def wake(self) -> None:
+        """End the present wait for bytes."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it; cancelled in the middle, the connection is closed with a reset.
+
+        Raises:
+            Gone: the client has left, or has taken nothing for `write_seconds`.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        ...
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close at once; with `reset` the kernel forgets what it could not deliver. May be called again."""
+        ...
+
+
+def close(sock: trio.socket.SocketType, *, reset: bool) -> None:
+    """Close a socket; synchronous, so that it works in a cancelled task as well."""
+    if reset and sock.fileno() != -1:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+    sock.close()
+
+
+@define(eq=False)
+class PlainWire:
+    """A plain socket."""
+
+    sock: trio.socket.SocketType
+    _write_seconds: float
+    _before_close: Callable[[], None]
+    _descriptor: int = field(init=False)
+    """-1 once it is closed: the number may be somebody else's by then."""
+    _at_once: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._descriptor = self.sock.fileno()
+
+    async def read(self, *, soon: bool = False) -> bytes | None:
+        """Wait for bytes; `b""` if the client has gone, `None` if `wake` was called."""
+        if soon and self._at_once < AT_ONCE_MAX and (data := self.read_now()):
+            self._at_once += 1
+            return data
+        try:
+            while self._descriptor >= 0:
+                await trio.lowlevel.wait_readable(self._descriptor)
+                self._at_once = 0
+                try:
+                    return os.read(self._descriptor, READ_BYTES) if self._descriptor >= 0 else b""
+                except BlockingIOError:
+                    continue
+        except trio.ClosedResourceError:
+            return None if self._descriptor >= 0 else b""
+        except OSError:
+            pass
+        return b""
+
+    def wake(self) -> None:
+        """End the present wait for bytes."""
+        if self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)  # it wakes who waits, and does no more
+
+    def read_now(self) -> bytes:
+        """Read what is there."""
+        with suppress(OSError):
+            return os.read(self._descriptor, READ_BYTES) if self._descriptor >= 0 else b""
+        return b""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        if self._at_once >= AT_ONCE_MAX:
+            self._at_once = 0
+            await trio.lowlevel.checkpoint()
+        if self._descriptor < 0:
+            raise Gone
+        self._at_once += 1
+        try:
+            sent = os.write(self._descriptor, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            raise Gone from None
+        if sent < len(data):
+            await self._send_rest(memoryview(data)[sent:])
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        """Send what the kernel had no room for; the deadline begins anew with each byte that it takes."""
+        self._at_once, deadline = 0, trio.CancelScope()
+        try:
+            while rest:
+                with trio.move_on_after(self._write_seconds) as deadline:
+                    await trio.lowlevel.wait_writable(self._descriptor)
+                if deadline.cancelled_caught or self._descriptor < 0:
+                    break
+                with suppress(BlockingIOError):
+                    rest = rest[os.write(self._descriptor, rest) :]
+        except (OSError, trio.ClosedResourceError):
+            pass
+        except BaseException:
+            # cancelled in the middle: whatever would follow could be taken for the rest of this
+            self.close(reset=True)
+            raise
+        if rest:
+            self.close(reset=deadline.cancelled_caught)
+            raise Gone
+
+    def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        with suppress(OSError):
+            self.sock.shutdown(trio.socket.SHUT_WR)
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close at once."""
+        if self._descriptor >= 0:
+            self._before_close()
+            self._descriptor = -1
+            close(self.sock, reset=reset)
+
+
+@define(eq=False)
+class TlsWire:
+    """Trio's TLS over a socket."""
+
+    _stream: trio.SSLStream[trio.SocketStream]
+    _write_seconds: float
+    _before_close: Callable[[], None]
+    sock: trio.socket.SocketType = field(init=False)
+    _waiting: trio.CancelScope | None = None
+    _closed: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.sock = self._stream.transport_stream.socket
+
+    async def read(self, *, soon: bool = False) -> bytes | None:  # noqa: ARG002 - TLS cannot try without waiting
+        """Wait for bytes; `b""` if the client has gone, `None` if `wake` was called."""
+        try:
+            with trio.CancelScope() as self._waiting:
+                return bytes(await self._stream.receive_some(READ_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+        finally:
+            self._waiting = None
+        return None
+
+    def wake(self) -> None:
+        """End the present wait for bytes."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def read_now(self) -> bytes:
+        """It cannot be told without waiting."""
+        return b""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        try:
+            for at in range(0, len(data), SEND_BYTES):
+                with trio.move_on_after(self._write_seconds) as deadline:
+                    await self._stream.send_all(data[at : at + SEND_BYTES])
+                if deadline.cancelled_caught:
+                    self.close(reset=True)
+                    raise Gone
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close()
+            raise Gone from None
+        except trio.Cancelled:
+            self.close(reset=True)
+            raise
+
+    def finish(self) -> None:
+        """TLS has no such word that clients would read as an end; what was sent says where it ends."""
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close at once, without TLS's goodbye: every answer says where it ends."""
+        if not self._closed:
+            self._before_close()
+            self._closed = True
+            close(self.sock, reset=reset)
+
+
+def wire_of(stream: Stream, write_seconds: float, before_close: Callable[[], None]) -> Wire:
+    """The wire over a stream as it was accepted.
+
+    Args:
+        stream: plain or TLS; after its handshake, if it is kept.
+        write_seconds: a client that takes no byte for that long is gone.
+        before_close: called once, while the socket still has its number.
+    """
+    if isinstance(stream, trio.SSLStream):
+        return TlsWire(stream, write_seconds, before_close)
+    return PlainWire(stream.socket, write_seconds, before_close)
