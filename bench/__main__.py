@@ -1,55 +1,387 @@
-"""`python -m bench SCENARIO`: run one and print what it measured, direct against through the gateway.
+"""The bench's command line: `python -m bench list | run SCENARIO … | compare | plot | baseline | provider`.
 
     python -m bench list
-    python -m bench requests [--seconds 5] [--rounds 3] [--json]
-    python -m bench streaming [--seconds 5] [--rounds 3] [--json]
-    python -m bench ledger [--json]
-    python -m bench all
+    python -m bench run requests paced --seconds 5 --rounds 5
+    python -m bench run saturated --start litellm --peer mine=http://127.0.0.1:9000 --peer-key mine=sk-…
+    python -m bench run requests --url http://127.0.0.1:8080 --key fb_sk_… --model NAME [--pid PID]
+    python -m bench compare
+    python -m bench plot [REPORT.json …]
 
-The rounds alternate between direct and gateway, and the figures are medians. Direct is the ceiling of the harness
-itself (our provider and our client, both in Python): no gateway can look faster than that, and none is slower for it.
+Without `--url` a gateway is started for the run, with everything on. Each scenario is run direct (the ceiling of our
+own provider and clients), through nginx, through Farebox and through every peer, in rounds whose order rotates. Figures
+are medians over the rounds, written to `bench/results/` and shown as Markdown tables.
 """
 
 import argparse
-import os
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
-from bench import ledger, report
-from bench.scenarios import SCENARIOS, run
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench import compare, counters, ledger, peers, plot, report, soak, start, targets
+from bench.harness import Figures, Harness, provider
+from bench.processes import Cores
+from bench.programs import programs
+from bench.rounds import DIRECT, NGINX, Series, Start
+from bench.scenarios import SCENARIOS
+
+NOT_YET: Final = 2
+FAREBOX: Final = "farebox"
+URL: Final = "url"
+TRANSLATION: Final = "one dialect on the client's side and another on the provider's"
+OTHERS: Final = {
+    "translation": f"{TRANSLATION}: not there yet",
+    "ledger": ledger.TEXT,
+    "start": start.TEXT,
+    "soak": soak.TEXT,
+}
+"""Scenarios with a course of their own."""
 
 
-def main() -> None:
-    """Parse arguments, run, print."""
-    parser = argparse.ArgumentParser(
+class Shown:
+    """A progress bar on standard error; a text on it says what is under way."""
+
+    def __init__(self, progress: Progress, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+        self._begun = False
+
+    def step(self, text: str) -> None:
+        """The one before is done, the next begins."""
+        self._progress.update(self._task, advance=int(self._begun), description=text)
+        self._begun = True
+
+
+@contextmanager
+def bar(total: int | None) -> Iterator[Shown]:
+    """A progress bar for the length of a `with`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Shown(progress, total)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse arguments, run, print; gives the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in {**SCENARIOS, **OTHERS}:
+        words.insert(0, "run")  # a scenario's name alone runs it
+    asked = parser().parse_args(words)
+    try:
+        status: int = asked.do(asked)
+    except targets.NotHereError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be asked."""
+    top = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("scenario", choices=["list", "all", "ledger", *SCENARIOS])
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="alternating rounds, of which the median is shown"
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the scenarios").set_defaults(do=_list)
+    run = commands.add_parser("run", help="run scenarios and print what they measured")
+    run.add_argument("scenarios", nargs="+", choices=[*SCENARIOS, *OTHERS, "all"], metavar="SCENARIO")
+    run.set_defaults(do=_run)
+    versus = commands.add_parser("compare", help="the table of targets: run what it needs, and judge")
+    versus.add_argument("--of", type=Path, metavar="REPORT", help="judge a report again instead of running")
+    versus.add_argument("--strict", action="store_true", help="exit with 1 where a target is not met")
+    versus.set_defaults(do=_compare)
+    for command in (run, versus):
+        _add_common(command)
+    drawn = commands.add_parser("plot", help="draw reports as SVG, beside them")
+    drawn.add_argument("reports", nargs="*", type=Path, help="by default the newest of each scenario")
+    drawn.set_defaults(do=_plot)
+    base = commands.add_parser("baseline", help="count the work of fixed requests; no clock is read")
+    base.add_argument("--check", action="store_true", help="compare with the baseline instead of writing it")
+    base.set_defaults(do=_baseline)
+    alone = commands.add_parser("provider", help="run the stand-in provider alone, for a gateway of yours")
+    alone.add_argument("--port", type=int, default=0)
+    alone.add_argument("--programs", choices=("auto", "c", "python"), default="auto")
+    alone.set_defaults(do=_provider)
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--seconds", type=_positive(float), help="length of one measurement (5; of the soak 600)")
+    add(
+        "--rounds",
+        type=_positive(int),
+        default=5,
+        help="alternating rounds, of which the median is shown (5)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--no-pin", action="store_true", help="do not bind processes to cores")
-    asked = parser.parse_args()
-    if asked.scenario == "list":
-        for name, scenario in SCENARIOS.items():
-            print(f"{name:12} {scenario.text}")
-        print(f"{'ledger':12} {ledger.TEXT}")
-        return
-    if asked.scenario in ("ledger", "all"):
-        figures = ledger.run()
-        path = report.save("ledger", figures)
-        print(report.as_json(figures) if asked.json else f"{ledger.as_table(figures)}\n\nwritten to {path}\n")
-    if asked.scenario == "ledger":
-        return
-    names = list(SCENARIOS) if asked.scenario == "all" else [asked.scenario]
-    pin = not asked.no_pin and (os.cpu_count() or 1) > 1
+    add(
+        "--connections-max",
+        type=_positive(int),
+        metavar="N",
+        help="shrink cases with more; the report says so",
+    )
+    add(
+        "--targets",
+        type=_names,
+        metavar="A,B",
+        help="only these of: direct, nginx, farebox, and the peers' names",
+    )
+    add("--url", help="drive this running gateway instead of starting one")
+    add("--key", help="the key for it")
+    add("--model", help="what the provider's model is called there")
+    add("--pid", type=int, help="its process, for CPU time and memory")
+    add(
+        "--provider-port",
+        type=int,
+        metavar="PORT",
+        help="where our provider listens, for gateways set up by hand",
+    )
+    add("--peer", type=_pair, action="append", default=[], metavar="NAME=URL", help="measure this one too")
+    add("--peer-key", type=_pair, action="append", default=[], metavar="NAME=KEY")
+    add("--peer-model", type=_pair, action="append", default=[], metavar="NAME=MODEL")
+    add("--peer-pid", type=_pair, action="append", default=[], metavar="NAME=PID")
+    add(
+        "--start",
+        type=_peer,
+        action="append",
+        default=[],
+        metavar="NAME[==VERSION]",
+        help=f"install and start: {', '.join(peers.PEERS)}",
+    )
+    add("--peers-dir", type=Path, metavar="DIR", help="keep what --start installs there, for the next time")
+    add(
+        "--programs",
+        choices=("auto", "c", "python"),
+        default="auto",
+        help="provider and clients in C or Python",
+    )
+    add("--no-pin", action="store_true", help="do not bind processes to cores")
+    add("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        number = kind(text)
+        if number <= 0:
+            raise argparse.ArgumentTypeError(f"expected more than 0, not {text}")
+        return number
+
+    return read
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, not {text!r}")
+    if name in (DIRECT, NGINX, FAREBOX, URL, *peers.PEERS):
+        raise argparse.ArgumentTypeError(f"{name} is the name of one of our own targets")
+    return name, value
+
+
+def _peer(text: str) -> str:
+    if text.partition("==")[0] not in peers.PEERS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(peers.PEERS)}, not {text!r}")
+    return text
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split(","))
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def _list(_asked: argparse.Namespace) -> int:
+    for name, scenario in SCENARIOS.items():
+        print(f"{name:12} {scenario.text}")
+    for name, text in OTHERS.items():
+        print(f"{name:12} {text}")
+    return 0
+
+
+def _run(asked: argparse.Namespace) -> int:
+    names = list(dict.fromkeys(asked.scenarios))
+    if "all" in names:
+        names = [name for name in {**SCENARIOS, **OTHERS} if name != "translation"]
+    status = 0
     for name in names:
-        figures = run(SCENARIOS[name], seconds=asked.seconds, rounds=asked.rounds, pin=pin)
-        path = report.save(name, figures)
-        print(report.as_json(figures) if asked.json else report.as_table(name, figures))
-        if not asked.json:
-            print(f"\nwritten to {path}\n")
+        if name == "translation":
+            print(
+                f"{TRANSLATION}: the gateway does not translate yet, so there is nothing to measure",
+                file=sys.stderr,
+            )
+            status = NOT_YET
+        elif name == "ledger":
+            _show(asked, name, ledger.run(), ledger.as_table)
+        elif name == "start":
+            _show(asked, name, _measure_start(asked), start.as_table)
+        elif name == "soak":
+            figures = _measure_soak(asked)
+            _show(asked, name, figures, soak.as_table)
+            status = status or int(not figures["verdict"]["flat"])
+        else:
+            _show(asked, name, _measure(asked, name), report.as_tables)
+    return status
+
+
+def _compare(asked: argparse.Namespace) -> int:
+    if asked.of is not None:
+        figures: Figures = json.loads(asked.of.read_text())
+        print(compare.as_table(figures))
+    else:
+        with _harness(asked) as harness, _series(asked, harness) as series:
+            with bar(len(compare.CASES) * len(series.names) * asked.rounds + 2 * asked.rounds) as shown:
+                cases = {}
+                for name, case in compare.CASES.items():
+                    series.rounds = (
+                        min(asked.rounds, compare.FRESH_ROUNDS_MAX) if case.fresh else asked.rounds
+                    )
+                    cases[name] = series.run(case, shown)
+                at = harness.provider
+                begun = None
+                if at is not None and FAREBOX in series.names:
+                    begun = start.run(at.port, harness.cores.gateway, min(asked.rounds, 3), shown)
+            series.rounds = asked.rounds
+            figures = {"scenario": compare.NAME, **_about(harness, series), "cases": cases, "start": begun}
+        _show(asked, compare.NAME, figures, compare.as_table)
+    return int(asked.strict and not compare.met(figures))
+
+
+def _plot(asked: argparse.Namespace) -> int:
+    reports = asked.reports or [
+        path for name in (compare.NAME, *SCENARIOS, "soak") if (path := report.newest(name)) is not None
+    ]
+    written = [file for path in reports for file in plot.write(path)]
+    for file in written:
+        print(file)
+    if not written:
+        print("there is no report to draw: run a scenario first", file=sys.stderr)
+    return int(not written)
+
+
+def _baseline(asked: argparse.Namespace) -> int:
+    found = counters.measure_apart()
+    if not asked.check:
+        counters.save(found)
+        print(counters.as_table(found))
+        return 0
+    problems = counters.compare(found, counters.load())
+    print("\n".join(problems) if problems else "as in the baseline")
+    return int(bool(problems))
+
+
+def _provider(asked: argparse.Namespace) -> int:
+    with provider(programs(asked.programs), None, asked.port) as at:
+        print(f"http://127.0.0.1:{at.port}/v1", flush=True)
+        with suppress(KeyboardInterrupt):
+            sys.stdin.read()  # until it is closed
+    return 0
+
+
+def _show(asked: argparse.Namespace, name: str, figures: Figures, table: Callable[[Figures], str]) -> None:
+    path = report.save(name, figures)
+    print(report.as_json(figures) if asked.json else f"{table(figures)}\n\nwritten to {path}\n")
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _harness(asked: argparse.Namespace) -> Iterator[Harness]:
+    """Client and provider; a gateway that runs already has one of its own, unless it was set up for ours."""
+    found, cores = programs(asked.programs), Cores.choose(pin=not asked.no_pin)
+    if asked.url and asked.provider_port is None:
+        yield Harness(found, cores, None)
+        return
+    with provider(found, cores.harness, asked.provider_port or 0) as at:
+        yield Harness(found, cores, at)
+
+
+@contextmanager
+def _series(asked: argparse.Namespace, harness: Harness) -> Iterator[Series]:
+    with ExitStack() as stack:
+        folder = asked.peers_dir
+        if asked.start and folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-peers-")))
+        starts = _starts(asked, harness, folder.resolve() if folder else None)
+        if asked.targets:
+            if unknown := asked.targets - set(starts):
+                known = ", ".join(starts)
+                raise targets.NotHereError(f"no such target: {', '.join(sorted(unknown))}; there are {known}")
+            starts = {name: one for name, one in starts.items() if name in asked.targets}
+        yield stack.enter_context(
+            Series(harness, starts, asked.seconds or 5.0, asked.rounds, asked.connections_max)
+        )
+
+
+def _starts(asked: argparse.Namespace, harness: Harness, folder: Path | None) -> Mapping[str, Start]:
+    """Every target of a run, by name, in the order of the tables."""
+    found: dict[str, Start] = {}
+    core, at = harness.cores.gateway, harness.provider
+    if at is not None:
+        found[DIRECT] = partial(targets.direct, at.port, core)
+        found[NGINX] = partial(targets.nginx, at.port, core)
+    if asked.url:
+        found[URL] = partial(targets.running_already, URL, asked.url, asked.key, asked.model, asked.pid)
+    elif at is not None:
+        found[FAREBOX] = partial(targets.farebox, at.port, core)
+    if at is not None and folder is not None:
+        for name in asked.start:
+            found[name.partition("==")[0]] = partial(peers.started, name, folder, at.port, core)
+    keys, models, pids = dict(asked.peer_key), dict(asked.peer_model), dict(asked.peer_pid)
+    for name, url in asked.peer:
+        pid = int(pids[name]) if name in pids else None
+        found[name] = partial(targets.running_already, name, url, keys.get(name), models.get(name), pid)
+    return found
+
+
+def _about(harness: Harness, series: Series) -> Figures:
+    return {
+        "date": f"{report.now():%Y-%m-%d}",
+        "seconds": series.seconds,
+        "rounds": series.rounds,
+        "cores": harness.cores.said,
+        "programs": harness.programs.kind,
+        "on": series.on,
+        "said": series.said,
+    }
+
+
+def _measure(asked: argparse.Namespace, name: str) -> Figures:
+    scenario = SCENARIOS[name]
+    with _harness(asked) as harness, _series(asked, harness) as series:
+        steps = sum(len(series.measured(case)) for case in scenario.cases) * asked.rounds
+        with bar(steps) as shown:
+            cases = [series.run(case, shown) for case in scenario.cases]
+        return {"scenario": name, **_about(harness, series), "cases": cases}
+
+
+def _measure_start(asked: argparse.Namespace) -> Figures:
+    with _harness(asked) as harness, bar(2 * asked.rounds) as shown:
+        if harness.provider is None:
+            raise targets.NotHereError("a gateway that runs already cannot be started: leave --url out")
+        return {
+            "scenario": "start",
+            **start.run(harness.provider.port, harness.cores.gateway, asked.rounds, shown),
+        }
+
+
+def _measure_soak(asked: argparse.Namespace) -> Figures:
+    with _harness(asked) as harness, _series(asked, harness) as series, bar(None) as shown:
+        name = URL if asked.url else FAREBOX
+        if asked.url and asked.pid is None:
+            raise targets.NotHereError(
+                "the soak looks at memory and descriptors: name the process with --pid"
+            )
+        with series.starts[name]() as target:
+            found = soak.run(harness, target, asked.seconds or soak.SECONDS, shown)
+            return {"scenario": "soak", "date": f"{report.now():%Y-%m-%d}", **found}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,168 +1,330 @@
-"""The bench's client: many requests at once over bare epoll, measured from outside; prints one line of JSON.
+"""The client in Python, for machines without a C compiler: as `native/client.c`, and ten times as slow.
 
-Run as `python -m bench.load PORT KEY MODEL CONCURRENCY SECONDS [STREAM]`. Each connection asks, reads the whole answer
-and asks again until the time is over; what is under way then is read to its end.
+Run as `python -m bench.load NAME=VALUE …`; names, marks and figures are described there.
 """
 
 import json
+import re
+import resource
 import select
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
-DRAIN_SECONDS: Final = 30.0
+from bench.upstream import shown
+
+STAMP: Final = re.compile(rb"@([0-9a-f]{16})")
+NUMBER: Final = b"#0000000"
+AGAIN_NS: Final = 50_000_000
+"""After a failure a connection comes again so much later; a server that refuses is not to be hammered."""
+
+LAST: Final = b"\r\n0\r\n\r\n"
+STAMP_BYTES: Final = 17
 
 
-def percentile(values: list[float], share: float) -> float | None:
-    """The value below which a share of all lies."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
-
-
-class Client:
+class Connection:
     """One connection and what has been measured on it."""
 
-    def __init__(self, address: tuple[str, int], request: bytes) -> None:
-        self.address, self.request = address, request
-        self.sock: socket.socket
-        self.head = b""
-        self.tail = b""
-        self.sent_at = 0.0
-        self.first_at = 0.0
-        self.length: int | None = None
-        self.chunked = False
-        self.got = 0
-        self.events = 0
-        self.idle = True
-        self.tail_at = 0.0
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.state = "idle"
+        self.again = 0
+        self.reset(0)
 
-    def connect(self) -> None:
-        self.sock = socket.create_connection(self.address)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.setblocking(False)
-
-    def ask(self) -> None:
-        self.head, self.tail, self.length, self.got, self.events = b"", b"", None, 0, 0
-        self.first_at = 0.0
-        self.idle = False
-        self.sent_at = time.perf_counter()
-        self.sock.send(self.request)
+    def reset(self, asked: int) -> None:
+        self.asked, self.first, self.last_read, self.last_delay = asked, 0, 0, -1
+        self.out, self.head, self.tail = b"", b"", b""
+        self.status, self.length, self.chunked, self.close_after = 0, -1, False, False
+        self.got = self.events = self.number = 0
 
 
 class Load:
     """All connections, and the totals."""
 
-    def __init__(self, port: int, key: str, model: str, concurrency: int, *, stream: bool) -> None:
-        fields: dict[str, Any] = {
-            "model": model,
-            "messages": [{"role": "user", "content": "Say hello, and then say some words."}],
-            "max_tokens": 100_000 if stream else 16,
-            "stream": stream,
-        }
-        body = json.dumps(fields).encode()
-        request = (
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer %s\r\n"
-            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-            % (key.encode(), len(body), body)
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.address = (settings.get("host", "127.0.0.1"), int(settings["port"]))
+        self.request = Path(settings["request"]).read_bytes()
+        self.mode = settings.get("mode", "loop")
+        self.count, self.expect = int(settings.get("connections", 1)), int(settings.get("expect", 0))
+        self.seconds, self.drain = float(settings.get("seconds", 1)), float(settings.get("drain", 5))
+        self.ramp, self.warm = float(settings.get("ramp", 0)), float(settings.get("warm", 0))
+        self.rate = float(settings.get("rate", 0))
+        self.epoll = select.epoll()
+        self.connections = [Connection() for _ in range(self.count)]
+        self.by_fd: dict[int, Connection] = {}
+        self.free = self.connections[::-1] if self.mode == "open" else []
+        self.measuring, self.asking = False, True
+        self.started = self.busy = self.numbers = 0
+        self.counted = dict.fromkeys(
+            ("answers", "failed", "short", "late", "reconnects", "events", "bytes", "streams_begun"), 0
         )
-        self.clients = [Client(("127.0.0.1", port), request) for _ in range(concurrency)]
-        self.stream = stream
-        self.answers = self.failed = self.events = 0
-        self.first: list[float] = []
-        self.whole: list[float] = []
-        self.gaps: list[float] = []
-
-    def run(self, seconds: float) -> dict[str, Any]:
-        """Drive until the time is over; gives the figures."""
-        epoll = select.epoll()
-        by_fd = {}
-        for client in self.clients:
-            client.connect()
-            by_fd[client.sock.fileno()] = client
-            epoll.register(client.sock.fileno(), select.EPOLLIN)
-        began = time.perf_counter()
-        for client in self.clients:
-            client.ask()
-        until = began + seconds
-        while time.perf_counter() < until + DRAIN_SECONDS and not all(client.idle for client in self.clients):
-            for fd, _ in epoll.poll(0.2):
-                client = by_fd[fd]
-                if self.read(client) and time.perf_counter() < until:
-                    client.ask()
-        took = time.perf_counter() - began
-        return {
-            "seconds": took,
-            "answers": self.answers,
-            "failed": self.failed + sum(not client.idle for client in self.clients),
-            "events": self.events,
-            "answers_per_second": self.answers / took,
-            "events_per_second": self.events / took,
-            "first_byte_ms": self.shown(self.first),
-            "whole_answer_ms": self.shown(self.whole),
-            "read_gap_ms": self.shown(self.gaps),
+        self.trouble = ""
+        self.left: list[tuple[int, int]] = []
+        self.times: dict[str, list[int]] = {
+            name: []
+            for name in (
+                "first_byte_ms",
+                "whole_answer_ms",
+                "event_delay_ms",
+                "gap_stretch_ms",
+                "read_gap_ms",
+            )
         }
 
-    @staticmethod
-    def shown(values: list[float]) -> dict[str, float | None]:
-        shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-        found = {name: percentile(values, share) for name, share in shares.items()}
-        return {name: None if value is None else value * 1000 for name, value in found.items()}
+    # -- asking ------------------------------------------------------------------------------------
 
-    def read(self, client: Client) -> bool:
-        """Take bytes; true when an answer is over and the connection is free."""
+    def ask(self, one: Connection, at: int) -> None:
+        one.reset(at)
+        self.busy += 1
+        self.numbers += 1
+        one.number = self.numbers
+        one.out = self.request.replace(NUMBER, b"%08x" % one.number, 1)
+        if one.sock is None:
+            one.sock = socket.socket()
+            one.sock.setblocking(False)
+            one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.by_fd[one.sock.fileno()] = one
+            one.sock.connect_ex(self.address)
+            one.state = "connecting"
+            self.epoll.register(one.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        else:
+            one.state = "head"
+            self.put(one)
+
+    def put(self, one: Connection) -> None:
+        assert one.sock is not None
         try:
-            data = client.sock.recv(1 << 18)
+            one.out = one.out[one.sock.send(one.out) :]
         except BlockingIOError:
-            return False
+            pass
+        except OSError:
+            one.out = b""  # the answer, or its absence, says what it was
+        if one.out:
+            self.epoll.modify(one.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def forget(self, one: Connection) -> None:
+        if one.sock is not None:
+            self.by_fd.pop(one.sock.fileno(), None)
+            one.sock.close()
+            one.sock = None
+        self.rest(one)
+
+    def rest(self, one: Connection) -> None:
+        if one.state != "idle":
+            self.busy -= 1
+            one.state = "idle"
+
+    def fail(self, one: Connection, why: str) -> None:
+        self.note(why)
+        self.counted["failed"] += 1
+        self.forget(one)
+        one.again = time.monotonic_ns() + AGAIN_NS
+        if self.mode == "open":
+            self.free.append(one)
+
+    def note(self, why: str) -> None:
+        self.trouble = self.trouble or why[:300]
+
+    def start_due(self, began: int) -> int:
+        """Start what is due by now; says when to come again."""
+        now = time.monotonic_ns()
+        soonest = now + 50_000_000
+        if self.mode == "open":
+            while self.asking:
+                due = began + int(self.started * 1e9 / self.rate)
+                if due > now:
+                    return min(due, soonest)
+                self.started += 1
+                if self.free:
+                    self.ask(self.free.pop(), due)
+                else:
+                    self.counted["late"] += 1
+            return soonest
+        while self.started < self.count:
+            due = began + int(self.started * self.ramp * 1e9 / self.count)
+            if due > now:
+                return min(due, soonest)
+            self.ask(self.connections[self.started], time.monotonic_ns())
+            self.started += 1
+        if self.asking and self.mode != "once":
+            for one in self.connections:
+                if one.again and one.state == "idle":
+                    if one.again > now:
+                        soonest = min(soonest, one.again)
+                    else:
+                        one.again = 0
+                        self.ask(one, now)
+        return soonest
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def poll(self, until: int) -> None:
+        for fd, events in self.epoll.poll(max((until - time.monotonic_ns()) / 1e9, 0)):
+            if one := self.by_fd.get(fd):
+                self.on_event(one, events)
+
+    def on_event(self, one: Connection, events: int) -> None:
+        assert one.sock is not None
+        if events & select.EPOLLOUT or one.state == "connecting":
+            error = one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                self.fail(one, f"connect: error {error}")
+                return
+            if one.state == "connecting":
+                one.state = "head"
+            self.epoll.modify(one.sock.fileno(), select.EPOLLIN)
+            self.put(one)
+        if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            return
+        try:
+            data = one.sock.recv(1 << 18)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
-        now = time.perf_counter()
-        if not data:
-            self.failed += 1
-            client.idle = True
-            client.sock.close()  # leaves epoll too; else it would be readable for ever
-            return False
-        if client.length is None and not client.chunked:
-            client.head += data
-            head, found, data = client.head.partition(b"\r\n\r\n")
-            if not found:
-                return False
-            lowered = head.lower()
-            if not head.startswith(b"HTTP/1.1 200"):
-                self.failed += 1
-            client.chunked = b"transfer-encoding: chunked" in lowered
-            if not client.chunked:
-                at = lowered.index(b"content-length:")
-                client.length = int(lowered[at + 15 :].split(b"\r\n", 1)[0])
         if data:
-            if not client.first_at:
-                client.first_at = now
-                self.first.append(now - client.sent_at)
-            elif self.stream:
-                self.gaps.append(now - client.tail_at)
-            client.tail_at = now
-        client.got += len(data)
-        joined = client.tail + data
-        if self.stream:
-            # an event ends in a blank line; what an earlier read has counted must not count again
-            client.events += joined.count(b"}\n\n") - client.tail.count(b"}\n\n")
-        client.tail = joined[-8:]
-        over = joined.endswith(b"\r\n0\r\n\r\n") if client.chunked else client.got >= (client.length or 0)
-        if over:
-            self.answers += 1
-            self.events += client.events
-            self.whole.append(now - client.sent_at)
-            client.idle, client.chunked = True, False
-        return over
+            if one.state != "idle":
+                self.on_data(one, data)
+        elif one.state == "idle":
+            self.forget(one)
+            self.counted["reconnects"] += 1
+        elif one.state == "body" and one.length < 0 and not one.chunked:
+            self.finish(one, time.monotonic_ns())
+        else:
+            self.fail(one, f"closed in its {one.state}")
+
+    def on_data(self, one: Connection, data: bytes) -> None:
+        now = time.monotonic_ns()
+        if self.measuring:
+            self.counted["bytes"] += len(data)
+        if one.state == "head":
+            one.head += data
+            head, found, data = one.head.partition(b"\r\n\r\n")
+            if not found:
+                return
+            self.read_head(one, head.lower())
+            if not data and one.length != 0:
+                return
+        if not one.first:
+            one.first = now
+            if one.status == 200:
+                self.time("first_byte_ms", now - one.asked)
+        else:
+            self.time("read_gap_ms", now - one.last_read)
+        one.last_read = now
+        one.got += len(data)
+        joined = one.tail + data
+        if one.status == 200:
+            self.scan(one, joined, len(one.tail), now)
+        elif data:
+            self.note(f"answered: {one.status} {data[:200].decode(errors='replace')}")
+        one.tail = joined[-(STAMP_BYTES - 1) :]
+        if (one.length >= 0 and one.got >= one.length) or (one.chunked and joined.endswith(LAST)):
+            self.finish(one, now)
+        elif self.mode == "leave" and self.asking and one.events >= 2 + one.number % 5:
+            self.leave(one)
+
+    def read_head(self, one: Connection, head: bytes) -> None:
+        one.state = "body"
+        one.status = int(head[9:12])
+        one.chunked = b"\r\ntransfer-encoding: chunked" in head
+        at = head.find(b"\r\ncontent-length:")
+        one.length = int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 and not one.chunked else -1
+        one.close_after = b"\r\nconnection: close" in head or (one.length < 0 and not one.chunked)
+
+    def scan(self, one: Connection, joined: bytes, before: int, now: int) -> None:
+        """Count the events by their stamps; one that began in an earlier read is read with its rest."""
+        new = joined.count(b"@", before)
+        if new and not one.events:
+            self.counted["streams_begun"] += 1
+        one.events += new
+        if self.measuring:
+            self.counted["events"] += new
+        for found in STAMP.finditer(joined):
+            if found.end() <= before:
+                continue  # whole in an earlier read
+            delay = max(now - int(found[1], 16), 0)
+            self.time("event_delay_ms", delay)
+            if one.last_delay >= 0:
+                self.time("gap_stretch_ms", max(delay - one.last_delay, 0))
+            one.last_delay = delay
+
+    def time(self, name: str, value: int) -> None:
+        if self.measuring:
+            self.times[name].append(value)
+
+    def finish(self, one: Connection, now: int) -> None:
+        if one.status != 200:
+            self.counted["failed"] += 1
+        elif self.expect and one.events != self.expect:
+            self.counted["short"] += 1
+        elif self.measuring:
+            self.counted["answers"] += 1
+            self.time("whole_answer_ms", now - one.asked)
+        if one.close_after:
+            self.forget(one)
+        else:
+            self.rest(one)
+        if not self.asking or self.mode in ("once", "hold"):
+            return
+        if self.mode == "open":
+            self.free.append(one)
+        else:
+            self.ask(one, time.monotonic_ns())
+
+    def leave(self, one: Connection) -> None:
+        now = time.monotonic_ns()
+        self.forget(one)
+        if self.measuring:
+            self.left.append((one.number, now))
+        one.again = now + 2_000_000
+
+    # -- the course of it --------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Drive until the time is over; gives the figures."""
+        began = time.monotonic_ns()
+        opened = began + int(self.ramp * 1e9)
+        if self.mode == "hold":
+            self.measuring = True
+            until = opened + int(self.drain * 1e9)
+            while self.counted["streams_begun"] < self.count and time.monotonic_ns() < until:
+                self.poll(self.start_due(began))
+        elif self.mode != "once":
+            until = opened + int(self.warm * 1e9)
+            while time.monotonic_ns() < until:
+                self.poll(min(self.start_due(began), until))
+        self.measuring = True
+        print("begin", flush=True)
+        window = began if self.mode == "once" else time.monotonic_ns()
+        until = window + int(self.seconds * 1e9)
+        while time.monotonic_ns() < until:
+            self.poll(min(self.start_due(began), until))
+            if self.mode == "once" and self.started == self.count and not self.busy:
+                break
+        took = (time.monotonic_ns() - window) / 1e9
+        self.measuring = self.asking = False
+        print("end", flush=True)
+        until = time.monotonic_ns() + (0 if self.mode == "hold" else int(self.drain * 1e9))
+        while self.busy and time.monotonic_ns() < until:
+            self.poll(until)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "seconds": took,
+            **self.counted,
+            "cut": 0 if self.mode == "hold" else self.busy,
+            "client_cpu_seconds": used.ru_utime + used.ru_stime,
+            "trouble": self.trouble,
+            **{name: shown(values) for name, values in self.times.items()},
+            "left": self.left,
+        }
 
 
 def main() -> None:
-    port, key, model, concurrency, seconds = sys.argv[1:6]
-    load = Load(int(port), key, model, int(concurrency), stream="stream" in model)
-    print(json.dumps(load.run(float(seconds))))
+    settings = dict(one.split("=", 1) for one in sys.argv[1:])
+    print(json.dumps(Load(settings).run()))
 
 
 if __name__ == "__main__":

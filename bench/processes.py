@@ -1,18 +1,44 @@
-"""The processes of a run: provider, gateway, clients; each on its own, bound to loopback, and ended at the end."""
+"""Processes seen from outside: how they are started, pinned and ended, and what /proc says they have used."""
 
-import json
 import os
+import resource
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-ROOT = Path(__file__).resolve().parents[1]
-TICKS = os.sysconf("SC_CLK_TCK")
+from attrs import frozen
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+STOP_SECONDS: Final = 60.0
+"""A gateway drains for up to half a minute; what has not ended by then is killed."""
+
+
+@frozen
+class Cores:
+    """Which core whom: the gateway has one to itself, provider and clients share another; `None`: not pinned."""
+
+    gateway: int | None
+    harness: int | None
+
+    @classmethod
+    def choose(cls, *, pin: bool = True) -> "Cores":
+        """Two of those that we may use, where there are two and `taskset` is at hand."""
+        usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        if not pin or len(usable) < 2 or shutil.which("taskset") is None:
+            return cls(None, None)
+        return cls(usable[0], usable[1])
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        if self.gateway is None:
+            return f"not pinned ({os.cpu_count() or 1} cores)"
+        return f"gateway on core {self.gateway}, provider and clients on core {self.harness}"
 
 
 def environment() -> dict[str, str]:
@@ -25,127 +51,129 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 
-def pinned(core: int | None, command: list[str]) -> list[str]:
-    """A command bound to one core, where there are several and `taskset` is at hand."""
-    if core is None or (os.cpu_count() or 1) < 2 or shutil.which("taskset") is None:
-        return command
-    return ["taskset", "-c", str(core), *command]
+def pinned(core: int | None, command: Sequence[str]) -> list[str]:
+    """A command bound to a core."""
+    return list(command) if core is None else ["taskset", "-c", str(core), *command]
 
 
 @contextmanager
-def upstream(core: int | None) -> Iterator[int]:
-    """The stand-in provider; gives its port."""
-    command = pinned(core, [sys.executable, "-m", "bench.upstream"])
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+def running(
+    command: Sequence[str], *, core: int | None, log: Path, env: Mapping[str, str] | None = None, **more: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process for the length of a `with`; ended at its end, by its own id, whatever happens."""
+    with log.open("ab") as file:
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file, **more}
+        process = subprocess.Popen(
+            pinned(core, command), text=True, env=dict(env or environment()), **streams
+        )
     try:
-        yield int(process.stdout.readline())
+        yield process
     finally:
-        process.stdin.close()
-        process.wait(10)
-        process.stdout.close()
+        end(process)
 
 
-@contextmanager
-def gateway(port: int, core: int | None) -> Iterator["Gateway"]:
-    """Farebox in front of it, everything on: keys, holds, journal with fsync, metering."""
-    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder:
-        home = Path(folder)
-        (home / "farebox.toml").write_text(
-            f"""
-            log_level = "warning"
-            [listen]
-            admin_port = 0
-            [[provider]]
-            name = "bench"
-            kind = "openai"
-            base_url = "http://127.0.0.1:{port}/v1"
-            models = ["sandbox/chat"]
-            stops_billing = "yes"
-            [provider.names]
-            "sandbox/chat" = "bench"
-            [[provider.account]]
-            name = "one"
-            api_key = "sk-bench"
-            """
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "proxy",
-            "serve",
-            "--port",
-            "0",
-            "--json",
-            "--state",
-            str(home / "state"),
-        ]
-        with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
-                pinned(core, command),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=home,
-                env=environment(),
-            )
-        assert process.stdout is not None
+def end(process: "subprocess.Popen[str]", seconds: float = STOP_SECONDS) -> None:
+    """Ask a process to stop, and see that it does."""
+    if process.poll() is None:
+        process.terminate()
         try:
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError((home / "log").read_text()[-4000:])
-            yield Gateway(process.pid, json.loads(line), home)
-        finally:
-            process.terminate()
-            process.wait(60)
-            process.stdout.close()
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
 
 
-class Gateway:
-    """A running gateway, seen from outside."""
-
-    def __init__(self, pid: int, facts: dict[str, Any], home: Path) -> None:
-        self.pid, self.facts, self.home = pid, facts, home
-        self.port = int(facts["base_url"].rpartition(":")[2])
-        wallet = self.command("wallet", "create")["wallet"]
-        self.command("topup", "--wallet", wallet, "--amount", "100000000")
-        self.key = self.command("key", "create", "--wallet", wallet)["key"]
-
-    def command(self, *arguments: str) -> dict[str, Any]:
-        """Run a `farebox` command against it."""
-        command = [sys.executable, "-m", "proxy", *arguments, "--json", "--state", str(self.home / "state")]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment(), cwd=self.home, timeout=120
-        )
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    def cpu_seconds(self) -> float:
-        """User and system time that it has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def rss_bytes(self) -> int:
-        """Its resident memory."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        return 0
+def descriptors(wanted: int) -> int:
+    """Raise the limit of open descriptors, for us and what we start, to what is wanted; says what can be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return wanted
+    for most in (max(hard, wanted), hard):  # only root may raise the hard limit
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, most), most))
+            return min(wanted, most)
+    return soft
 
 
-def start_load(port: int, key: str, model: str, concurrency: int, seconds: float, core: int | None) -> Any:
-    """Start the client; `finish` gives its figures."""
-    command = [sys.executable, "-m", "bench.load", str(port), key, model, str(concurrency), str(seconds)]
-    return subprocess.Popen(pinned(core, command), stdout=subprocess.PIPE, text=True, env=environment())
+def shrunk(connections: int, granted: int, each: int, spare: int) -> int:
+    """How many connections fit, where each takes so many descriptors of the process that has most of them."""
+    return max(min(connections, (granted - spare) // each), 1)
 
 
-def finish(process: Any, seconds: float) -> dict[str, Any]:
-    """Wait for the client and read its figures."""
-    out, _ = process.communicate(timeout=seconds + 120)
-    if process.returncode:
-        raise RuntimeError(f"the client ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(out)
-    return found
+# -- what /proc says -------------------------------------------------------------------------------
+
+
+@frozen
+class Used:
+    """A process and its children at one moment.
+
+    Attributes:
+        cpu_seconds: user and system time so far, with that of children that have ended.
+        rss_bytes: resident memory.
+        descriptors: open files and sockets.
+        at: monotonic seconds.
+    """
+
+    cpu_seconds: float
+    rss_bytes: int
+    descriptors: int
+    at: float
+
+
+def used(pid: int) -> Used:
+    """Look at a process and all that it has started."""
+    cpu, rss, count = 0.0, 0, 0
+    for one in _tree(pid):
+        with suppress(OSError):  # it may have ended by now
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            cpu += sum(map(int, fields[11:15])) / TICKS
+            rss += int(fields[21]) * resource.getpagesize()
+            count += sum(1 for _ in Path(f"/proc/{one}/fd").iterdir())
+    return Used(cpu, rss, count, time.monotonic())
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    children: list[str] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += (task / "children").read_text().split()
+    for child in children:
+        yield from _tree(int(child))
+
+
+@frozen
+class Machine:
+    """The machine's own time at one moment, over all cores: how much of it others took."""
+
+    stolen: float
+    whole: float
+
+    @classmethod
+    def now(cls) -> "Machine":
+        """Look."""
+        with suppress(OSError):
+            fields = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            return cls(fields[7], sum(fields))
+        return cls(0, 0)
+
+    def steal_since(self, before: "Machine") -> float:
+        """The share that the hypervisor gave to other guests since then."""
+        whole = self.whole - before.whole
+        return (self.stolen - before.stolen) / whole if whole else 0.0
+
+
+def quiet(pid: int, seconds: float = 5.0, share: float = 0.05) -> None:
+    """Wait until a process has nothing left to do of what came before, or for so long."""
+    until = time.monotonic() + seconds
+    before = used(pid)
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        after = used(pid)
+        if after.cpu_seconds - before.cpu_seconds <= share * (after.at - before.at):
+            return
+        before = after

@@ -1,7 +1,9 @@
-"""Figures as JSON and as a table; ratios beside absolute numbers, because machines differ and are busy."""
+"""Figures as JSON and as Markdown tables; ratios beside absolute numbers, because machines differ and are busy."""
 
 import json
+import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -9,45 +11,71 @@ from typing import Any, Final
 from attrs import frozen
 
 RESULTS: Final = Path(__file__).with_name("results")
+STOLEN: Final = 0.05
+"""From that share on, what neighbours took of the machine is worth a word."""
 
 
 @frozen
 class Column:
-    """A column: which side, which figure, how it is shown."""
+    """A column: which figure of a row, how it is shown."""
 
     head: str
-    side: str
     path: tuple[str, ...]
     digits: int = 0
 
 
 COLUMNS: Final = (
-    Column("answers/s direct", "direct", ("answers_per_second",)),
-    Column("answers/s", "gateway", ("answers_per_second",)),
-    Column("events/s direct", "direct", ("events_per_second",)),
-    Column("events/s", "gateway", ("events_per_second",)),
-    Column("first byte p50 ms direct", "direct", ("first_byte_ms", "p50"), 2),
-    Column("first byte p50 ms", "gateway", ("first_byte_ms", "p50"), 2),
-    Column("p99 ms", "gateway", ("first_byte_ms", "p99"), 2),
-    Column("CPU µs/answer", "gateway", ("cpu_us_per_answer",)),
-    Column("CPU µs/event", "gateway", ("cpu_us_per_event",), 1),
-    Column("kB/stream", "gateway", ("kb_per_stream",), 1),
-    Column("CPU share", "gateway", ("cpu_share",), 2),
-    Column("failed", "gateway", ("failed",)),
+    Column("answers/s", ("answers_per_second",)),
+    Column("events/s", ("events_per_second",)),
+    Column("CPU µs/answer", ("cpu_us_per_answer",)),
+    Column("× nginx", ("ratio_to_nginx", "cpu_us_per_answer"), 1),
+    Column("CPU µs/event", ("cpu_us_per_event",), 1),
+    Column("× nginx", ("ratio_to_nginx", "cpu_us_per_event"), 2),
+    Column("first byte p50 ms", ("first_byte_ms", "p50"), 2),
+    Column("p99", ("first_byte_ms", "p99"), 2),
+    Column("added p50", ("added_first_byte_ms", "p50"), 2),
+    Column("p95", ("added_first_byte_ms", "p95"), 2),
+    Column("p99", ("added_first_byte_ms", "p99"), 2),
+    Column("added gap p50 ms", ("added_gap_ms", "p50"), 2),
+    Column("p95", ("added_gap_ms", "p95"), 2),
+    Column("p99", ("added_gap_ms", "p99"), 2),
+    Column("kB/stream", ("kb_per_stream",), 1),
+    Column("hang-up p50 ms", ("hangup_ms", "p50"), 2),
+    Column("p99", ("hangup_ms", "p99"), 2),
+    Column("core used", ("gateway_share",), 2),
 )
 
+PLAIN_ONLY: Final = ("cpu_us_per_answer",)
+STREAM_ONLY: Final = ("cpu_us_per_event", "added_gap_ms")
 
-def machine() -> dict[str, str]:
+
+def machine() -> dict[str, str | int]:
     """What it ran on, without naming it."""
-    return {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "release": platform.release().split("-")[0],
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+    }
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
+def now() -> datetime:
+    """The time of a report."""
+    return datetime.now(UTC)
+
+
+def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write the figures under `bench/results`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{now():%Y%m%dT%H%M%SZ}.json"
     path.write_text(as_json(figures) + "\n")
     return path
+
+
+def newest(name: str, folder: Path = RESULTS) -> Path | None:
+    """The last report of a scenario."""
+    return max(folder.glob(f"{name}-*.json"), default=None)
 
 
 def as_json(figures: dict[str, Any]) -> str:
@@ -55,32 +83,89 @@ def as_json(figures: dict[str, Any]) -> str:
     return json.dumps({"machine": machine(), **figures}, indent=1, ensure_ascii=False)
 
 
-def as_table(name: str, figures: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
-    columns = [column for column in COLUMNS if any(_value(row, column) for row in figures["rows"])]
-    lines = [
-        (
-            f"{name}: medians of {figures['rounds']} alternating rounds of {figures['seconds']:g} s; "
-            "`direct` is the harness's own ceiling (its provider and client, no gateway)"
-        ),
-        "",
-        "| " + " | ".join(["case", *(column.head for column in columns)]) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    lines += [
-        "| " + " | ".join([row["case"], *(_shown(row, column) for column in columns)]) + " |"
-        for row in figures["rows"]
-    ]
+def as_tables(figures: dict[str, Any]) -> str:
+    """A scenario's cases as Markdown tables, and what has to be known about them."""
+    head = (
+        f"{figures['scenario']}: medians of {figures['rounds']} alternating rounds of {figures['seconds']:g} s; "
+        f"{figures['cores']}; provider and clients in {figures['programs']}"
+    )
+    return "\n\n".join([head, *map(_table, figures["cases"]), *notes(figures)])
+
+
+def _table(case: dict[str, Any]) -> str:
+    rows = case["rows"]
+    columns = [column for column in COLUMNS if _fits(column, rows.values())]
+    heads = [case["case"], *(column.head for column in columns)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        cells = [name + mark(row), *(shown(value(row, column.path), column.digits) for column in columns)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _value(row: dict[str, Any], column: Column) -> Any:
-    value: Any = row[column.side]
-    for name in column.path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+def _fits(column: Column, rows: Iterable[dict[str, Any]]) -> bool:
+    """Whether any row has such a figure, and it is one that this kind of case is about."""
+    found = [row for row in rows if value(row, column.path) is not None]
+    streams = any(row.get("events") for row in found)
+    about = set(column.path)
+    if about & set(PLAIN_ONLY) and streams:
+        return False
+    if about & set(STREAM_ONLY) and not streams:
+        return False
+    # a rate of nothing is no figure; a percentile of zero is one
+    return any(len(column.path) > 1 or value(row, column.path) for row in found)
 
 
-def _shown(row: dict[str, Any], column: Column) -> str:
-    value = _value(row, column)
-    return "-" if value is None else f"{value:,.{column.digits}f}"
+def mark(row: dict[str, Any]) -> str:
+    """Signs behind a name: `*` where the harness was the limit, `!` where answers failed."""
+    return ("*" if row.get("harness_was_the_limit") else "") + ("!" if troubled(row) else "")
+
+
+def troubled(row: dict[str, Any]) -> int:
+    """How many answers failed or were not whole, in the median round."""
+    return int(row.get("failed") or 0) + int(row.get("short") or 0)
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """What a reader of the tables has to know."""
+    lines = [f"- {name}: {on}" for name, on in figures["on"].items()]
+    lines += [f"- {text}" for text in figures["said"]]
+    rows = [(case, name, row) for case in figures["cases"] for name, row in case["rows"].items()]
+    for case, name, row in rows:
+        if row.get("harness_was_the_limit"):
+            lines.append(
+                f"- \\* {case['case']}, {name}: provider and clients were the limit, not the gateway"
+            )
+        if troubled(row):
+            lines.append(
+                f"- ! {case['case']}, {name}: {troubled(row)} answers failed: {row.get('trouble', '')}"
+            )
+        if row.get("cut") and not case["saturates"] and row.get("hangups") is None:
+            lines.append(f"- {case['case']}, {name}: {row['cut']:.0f} answers were not whole in time")
+        if row.get("late"):
+            lines.append(f"- {case['case']}, {name}: {row['late']:.0f} requests found no connection free")
+        if row.get("hangups") and row["hangups_seen"] < row["hangups"]:
+            missed = row["hangups"] - row["hangups_seen"]
+            lines.append(
+                f"- {case['case']}, {name}: {missed:.0f} of {row['hangups']:.0f} hang-ups were not seen"
+            )
+    stolen = max((row.get("steal") or 0.0 for _, _, row in rows), default=0.0)
+    if stolen > STOLEN:
+        lines.append(f"- the hypervisor gave up to {stolen:.0%} of the machine to others meanwhile")
+    return ["\n".join(lines)] if lines else []
+
+
+def value(row: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """A figure in a row, or `None`."""
+    found: Any = row
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def shown(number: Any, digits: int) -> str:
+    """A number for a table; no minus before a zero."""
+    if number is None:
+        return "–"
+    text = f"{number:,.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.,") else text

@@ -482,8 +482,9 @@ async def test_after_many_cancellations_over_real_sockets_all_slots_are_free(cou
     done = Counter()
 
     async def work():
-        while done["cancelled"] < count:
-            with trio.move_on_after(rng.choice((0, 0.0005, 0.002, 0.01))) as scope:
+        # on a busy machine all are cancelled but those that have time
+        while done["cancelled"] < count or not (done["whole"] and done["failed"]):
+            with trio.move_on_after(rng.choice((0, 0.0005, 0.002, 0.01, 0.5))) as scope:
                 try:
                     body = rng.choice((b"x", bytes(4 * 2**20)) if rng.random() < 0.05 else (b"x",))
                     exchange = await client.send(call_to(server, body=body), nothing)
@@ -497,14 +498,14 @@ async def test_after_many_cancellations_over_real_sockets_all_slots_are_free(cou
             done["cancelled"] += scope.cancelled_caught
 
     async with serving(script, bounds=Bounds(connections_max=5)) as (server, client):
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(work)
+        with trio.fail_after(120):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(work)
         assert settled(client)
         assert pooled(client) <= 5
         await client.aclose()
         await until_closed(server, server.connections)
-        assert min(done["whole"], done["failed"]) > 0, done
 
 
 # -- the other client ------------------------------------------------------------------------------

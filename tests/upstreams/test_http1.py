@@ -564,6 +564,15 @@ async def test_others_get_their_turn_while_a_provider_sends_and_sends():
     assert connection.wire.waits == before
 
 
+async def test_large_reads_use_a_turn_up_sooner():
+    answer, _ = await answer_to(OK + b"\r\n", *[bytes(65_536)] * 100)
+    in_a_row, most = 0, 0
+    while (piece := answer.ready()) != b"":
+        in_a_row = 0 if piece is None else in_a_row + 1
+        most = max(most, in_a_row)
+    assert 2 <= most <= 6
+
+
 async def test_a_reader_who_is_cancelled_has_lost_nothing():
     pieces = [b"one", None, b"two", None, b"three"]
     data = OK + b"content-length: 11\r\n\r\n"
@@ -612,10 +621,24 @@ async def test_leaving_after_the_end_leaves_the_connection_to_the_next():
     assert connection.fate == ["kept"]
 
 
-async def test_a_connection_that_is_closed_under_a_reader_breaks_its_answer():
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_a_connection_that_is_closed_under_a_reader_breaks_its_answer(waiting):
     answer, connection = await answer_to(OK + b"content-length: 9\r\n\r\none", ends=False)
     await answer.read()
     assert answer.ready() is None
-    connection.wire.pieces.append(OSError("closed"))
-    with pytest.raises(StreamBroken):
-        await answer.read()
+    if waiting:
+        connection.wire.close()
+    else:
+        connection.wire.pieces.append(OSError("closed"))
+    for _ in range(2):
+        with pytest.raises(StreamBroken):
+            await answer.read()
+
+
+async def test_an_answer_that_is_left_while_another_task_waits_for_it_is_over():
+    answer, connection = await answer_to(OK + b"content-length: 9\r\n\r\none", ends=False)
+    await answer.read()
+    assert answer.ready() is None
+    await answer.aclose()
+    assert connection.wire.closed
+    assert await answer.read() == b""

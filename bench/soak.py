@@ -1,0 +1,157 @@
+"""The soak: everything at once for minutes, while memory and descriptors are looked at; a verdict at the end.
+
+Streams on a timetable, requests at a rate, and clients that hang up in the middle, all well below what the gateway
+can do. Memory is flat if the last quarter needs hardly more than the second one did: in the first, buffers and caches
+find their size. Descriptors are flat if the same holds for them, and if they are given back when nobody asks any more,
+save those of a pool's kept connections: as many as were in use at once.
+"""
+
+import statistics
+import time
+from contextlib import ExitStack
+from typing import Any, Final
+
+from attrs import frozen
+
+from bench.harness import Figures, Harness, Plan
+from bench.processes import quiet, used
+from bench.rounds import Progress
+from bench.shapes import Shape
+from bench.targets import Target
+
+TEXT: Final = "streams, requests and hang-ups together for 10 minutes: are memory and descriptors flat?"
+SECONDS: Final = 600.0
+SAMPLES_MAX: Final = 600
+
+STREAMS: Final = Shape(100, 50_000)
+LEAVERS: Final = Shape(1000, 20_000)
+GROWTH_SHARE: Final = 0.05
+GROWTH_BYTES: Final = 8 * 2**20
+"""What memory may grow by from the second quarter to the last: the larger of the two."""
+
+GROWTH_DESCRIPTORS: Final = 16
+"""Pools breathe: a kept connection more or less is no leak."""
+
+SHORT_SECONDS: Final = 240.0
+"""Below that, buffers may still be finding their size in the second quarter: the report says so."""
+
+AT_ONCE: Final = 120
+"""Connections that all clients together have to the provider at a time, at most; a pool may keep so many."""
+
+REST_SECONDS: Final = 20.0
+"""Kept connections to the provider are closed after so long at the latest."""
+
+
+@frozen
+class Sample:
+    """One look."""
+
+    at: float
+    rss_bytes: int
+    descriptors: int
+    cpu_seconds: float
+
+
+def run(harness: Harness, target: Target, seconds: float, progress: Progress) -> Figures:
+    """Load a target for so long; gives what was seen, with the verdict."""
+    assert target.pid is not None
+    loads = (
+        (STREAMS, Plan("loop", 100, seconds, ramp=2.0, warm=0.0, drain=10.0, expect=STREAMS.events)),
+        (Shape(), Plan("open", 500, seconds, warm=2.0, drain=10.0, rate=50.0)),
+        (LEAVERS, Plan("leave", 5, seconds, warm=2.0, drain=0.0)),
+    )
+    harness.measure(target, Shape(events=20), Plan("loop", 32, 1.0))
+    quiet(target.pid)
+    rested = used(target.pid)
+    samples: list[Sample] = []
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(harness.client(target, target.request(shape), plan)) for shape, plan in loads
+        ]
+        for client in clients:
+            client.mark("begin")
+        began = time.monotonic()
+        step = max(seconds / SAMPLES_MAX, 0.2)
+        while (at := time.monotonic() - began) < seconds:
+            now = used(target.pid)
+            samples.append(Sample(at, now.rss_bytes, now.descriptors, now.cpu_seconds))
+            progress.step(f"soak, {at:.0f} of {seconds:.0f} s, {now.rss_bytes / 2**20:.0f} MB")
+            time.sleep(min(step, max(seconds - at, 0.0)))
+        for client in clients:
+            client.mark("end")
+        figures = [client.finish() for client in clients]
+    for one in figures:
+        one.pop("left")
+    after = _at_rest(target.pid, rested.descriptors)
+    names = ("streams", "requests", "leavers")
+    return {
+        "seconds": seconds,
+        "target": target.name,
+        **dict(zip(names, figures, strict=True)),
+        "rested": {"rss_bytes": rested.rss_bytes, "descriptors": rested.descriptors},
+        "after": {"rss_bytes": after.rss_bytes, "descriptors": after.descriptors},
+        "samples": [[round(one.at, 2), one.rss_bytes, one.descriptors, one.cpu_seconds] for one in samples],
+        "verdict": verdict(samples, rested.descriptors, after.descriptors, figures),
+    }
+
+
+def _at_rest(pid: int, descriptors: int) -> Any:
+    """The target when it has closed what it keeps for a while."""
+    until = time.monotonic() + REST_SECONDS
+    while (now := used(pid)).descriptors > descriptors and time.monotonic() < until:
+        time.sleep(0.5)
+    return now
+
+
+def verdict(samples: list[Sample], rested: int, after: int, figures: list[Figures]) -> dict[str, Any]:
+    """Judge: is it flat, and if not, why not?
+
+    Args:
+        samples: in order, at even distances.
+        rested: descriptors before all of it.
+        after: descriptors afterwards.
+        figures: of the clients; nothing may have failed.
+    """
+    quarter = max(len(samples) // 4, 1)
+    second, last = samples[quarter : 2 * quarter] or samples[:1], samples[-quarter:]
+    rss = [statistics.median(one.rss_bytes for one in part) for part in (second, last)]
+    count = [statistics.median(one.descriptors for one in part) for part in (second, last)]
+    because = []
+    if rss[1] - rss[0] > max(GROWTH_SHARE * rss[0], GROWTH_BYTES):
+        because.append(f"memory grew from {rss[0] / 2**20:.1f} to {rss[1] / 2**20:.1f} MB")
+    if count[1] - count[0] > GROWTH_DESCRIPTORS:
+        because.append(f"descriptors grew from {count[0]:.0f} to {count[1]:.0f}")
+    if after - rested > AT_ONCE + GROWTH_DESCRIPTORS:
+        because.append(f"{after - rested} descriptors more were open afterwards than before")
+    failed = sum(one["failed"] + one["short"] for one in figures)
+    if failed:
+        trouble = next((one["trouble"] for one in figures if one["trouble"]), "")
+        because.append(f"{failed} answers failed or were not whole: {trouble}")
+    return {
+        "flat": not because,
+        "because": because,
+        "rss_mb": [value / 2**20 for value in rss],
+        "descriptors": count,
+    }
+
+
+def as_table(figures: Figures) -> str:
+    """The figures as a Markdown table, and the verdict."""
+    found = figures["verdict"]
+    rows = (
+        ("streams answered whole", f"{figures['streams']['answers']:,}"),
+        ("events", f"{figures['streams']['events']:,}"),
+        ("requests answered", f"{figures['requests']['answers']:,}"),
+        ("memory, second quarter and last, MB", " → ".join(f"{value:.1f}" for value in found["rss_mb"])),
+        ("descriptors, likewise", " → ".join(f"{value:.0f}" for value in found["descriptors"])),
+        (
+            "descriptors before and after",
+            f"{figures['rested']['descriptors']}, {figures['after']['descriptors']}",
+        ),
+    )
+    lines = [f"| soak of {figures['target']}, {figures['seconds']:g} s | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    word = "**flat**" if found["flat"] else "**not flat**: " + "; ".join(found["because"])
+    if figures["seconds"] < SHORT_SECONDS:
+        word += f" (of little weight: {figures['seconds']:g} s are too few for buffers to find their size)"
+    return "\n".join([*lines, "", f"Verdict: {word}"])
