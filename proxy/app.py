@@ -213,10 +213,7 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
                 facts = _facts(address, opened.state)
                 if sandbox_url is not None:
                     facts |= {**await _demo(admin), "sandbox_url": sandbox_url}
-                # what is there by now stays; to look through it again and again took a sixth of a busy gateway's time
-                gc.collect()
-                gc.freeze()
-                with _address_file(opened.state, address):
+                with _address_file(opened.state, address), _out_of_the_collectors_sight():
                     ready(facts)
                     await stop.event.wait()
                     draining.set()
@@ -224,6 +221,17 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
             # the admin listener has no long answers, and the watchers have no end of their own
             nursery.cancel_scope.cancel()
     return stop.status
+
+
+@contextmanager
+def _out_of_the_collectors_sight() -> Iterator[None]:
+    """What is there by now stays: to look through it again and again took a sixth of a busy gateway's time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # else libraries find their objects left over at the end, and say so
 
 
 async def _serve(
