@@ -39,6 +39,11 @@ class Mailbox:
     _arrived: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
     _room: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
+    @property
+    def said_goodbye(self) -> bool:
+        """The client has left, or has all of its answer."""
+        return self._goodbye is not None
+
     async def put(self, message: Message) -> None:
         """Add a message; waits while too much is unread, unless the app has finished or the client left."""
         if self._finished:

@@ -124,10 +124,13 @@ class DoorReply(Standing):
 
     async def write(self, chunk: bytes) -> None:
         """Write whole frames; nothing for `b""` or a client that is gone."""
-        if not chunk or self._gone:
+        if not chunk:
             return
-        async with self._lock:
-            await self._write(chunk)
+        if not self._gone:
+            async with self._lock:
+                await self._write(chunk)
+        elif not self._mute:
+            await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
 
     async def _write(self, chunk: bytes) -> None:
         await self._begin()

@@ -309,10 +309,9 @@ class Answer:
     def _feed_head(self, data: bytes) -> None:
         self._heard = True
         while self._in_head:
+            # the parser would skip blank lines, and take other protocols for HTTP
             if not self._begun and not data.startswith(b"H"):
-                raise Odd(
-                    "no status line"
-                )  # the parser would skip blank lines, and take other protocols for HTTP
+                raise Odd("no status line")
             self._begun = True
             end = _end_of_head(self._tail, data)
             self._head_bytes += len(data) if end < 0 else end
@@ -365,9 +364,8 @@ class Answer:
                 raise Odd("another transfer coding than chunks")
             self._left = _CHUNKED
         else:
-            self._left = int(
-                headers.get("content-length", _UNTIL_CLOSE)
-            )  # the parser knows that it is a number
+            # the parser has seen to it that it is a number
+            self._left = int(headers.get("content-length", _UNTIL_CLOSE))
         self._in_head, self._tail = False, b""
         if self._left == 0 or rest:
             self._first = self._take(rest)

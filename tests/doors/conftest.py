@@ -1,6 +1,7 @@
 """Fixtures that serve an ASGI app on a real loopback socket, and talk to it byte by byte."""
 
 import re
+import ssl
 
 import attrs
 import pytest
@@ -202,3 +203,37 @@ async def serving(door):
 def answering():
     """Give `answer_with`, for apps that tests write themselves."""
     return answer_with
+
+
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgLdzqRgyQdWQJclJN
+MtiqhMYJ9ECyZUF1eDsk6F7PUiShRANCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+
+1B11hQ47BwlT/2dSX44LgORyCvqMv3BW89jgEpWJ0wICAWq3Osn08VKe
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUZib/B5MS6/Jq8BKHt6jBmdFn0KYwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMTA1NTk0NloYDzIxMjYxMDI4
+MDU1OTQ2WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+1B11hQ47BwlT/2dSX44LgORy
+CvqMv3BW89jgEpWJ0wICAWq3Osn08VKeo28wbTAdBgNVHQ4EFgQULLJFCxGSsNrv
+IlPs2iOebEMDlkMwHwYDVR0jBBgwFoAULLJFCxGSsNrvIlPs2iOebEMDlkMwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIgdam3E2Nr8At9EdBV/iv9KFjWESxFx9WEcP1AYzBWA6sCIQDW
+R2Vzxils3YKXTff9hfWRQsG1rowucq1wa4kXllmxdg==
+-----END CERTIFICATE-----
+"""
+"""Of localhost, signed by itself, for these tests alone."""
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Contexts of a server and of a client."""
+    path = tmp_path / "localhost.pem"
+    path.write_text(CERTIFICATE)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(path)
+    client = ssl.create_default_context()
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE  # trust is not what is tested
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    return server, client

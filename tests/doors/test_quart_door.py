@@ -2,7 +2,6 @@
 
 import json
 
-import attrs
 import pytest
 import trio
 import trio.testing
@@ -11,7 +10,7 @@ from quart import Blueprint
 from proxy.config import Listen, Server
 from proxy.doors import quart_door
 from proxy.errors import Failure
-from tests.fakes import World
+from tests.doors.gate import gate
 
 ASK = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n"
 
@@ -27,12 +26,7 @@ def door(respond, **config):
     async def broken():
         raise ZeroDivisionError("a secret detail")
 
-    ids = iter(f"req_{n}" for n in range(1000))
-    gateway = World((200, [])).gateway
-    gateway = attrs.evolve(gateway, config=attrs.evolve(gateway.config, **config))
-    return quart_door.build(
-        gateway, [page], respond=respond, new_id=lambda: next(ids), log=lambda *_, **__: None
-    )
+    return gate(respond, [page], **config)
 
 
 async def nobody(*_arguments):

@@ -1,7 +1,6 @@
 import json
 import random
 import socket
-import ssl
 from contextlib import suppress
 
 import pytest
@@ -194,30 +193,6 @@ async def test_answers_name_no_server_software(serving):
     client = await server.connect()
     await client.send(HELLO)
     assert set((await client.answer()).headers) == {"content-length", "date"}
-
-
-async def test_small_writes_are_not_delayed(serving):
-    seen = []
-
-    async def app(scope, receive, send):
-        if scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"a", "more_body": True})
-            await send({"type": "http.response.body", "body": b"b", "more_body": False})
-
-    original = trio.SocketStream.send_all
-
-    async def spying(self, data):
-        seen.append(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        await original(self, data)
-
-    server = await serving(app)
-    client = await server.connect()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trio.SocketStream, "send_all", spying)
-        await client.send(HELLO)
-        assert (await client.answer()).body == b"ab"
-    assert all(seen)
 
 
 # Expect: 100-continue
@@ -733,40 +708,6 @@ async def test_an_app_that_answers_against_the_protocol_ends_its_connection_alon
 
 
 # TLS
-
-
-CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgLdzqRgyQdWQJclJN
-MtiqhMYJ9ECyZUF1eDsk6F7PUiShRANCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+
-1B11hQ47BwlT/2dSX44LgORyCvqMv3BW89jgEpWJ0wICAWq3Osn08VKe
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBmzCCAUGgAwIBAgIUZib/B5MS6/Jq8BKHt6jBmdFn0KYwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMTA1NTk0NloYDzIxMjYxMDI4
-MDU1OTQ2WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAARZnjDaH5f7m/EGKwsAKJNpWl3j5YA+1B11hQ47BwlT/2dSX44LgORy
-CvqMv3BW89jgEpWJ0wICAWq3Osn08VKeo28wbTAdBgNVHQ4EFgQULLJFCxGSsNrv
-IlPs2iOebEMDlkMwHwYDVR0jBBgwFoAULLJFCxGSsNrvIlPs2iOebEMDlkMwDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSAAwRQIgdam3E2Nr8At9EdBV/iv9KFjWESxFx9WEcP1AYzBWA6sCIQDW
-R2Vzxils3YKXTff9hfWRQsG1rowucq1wa4kXllmxdg==
------END CERTIFICATE-----
-"""
-"""Of localhost, signed by itself, for these tests alone."""
-
-
-@pytest.fixture
-def tls(tmp_path):
-    """Contexts of a server and of a client."""
-    path = tmp_path / "localhost.pem"
-    path.write_text(CERTIFICATE)
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(path)
-    client = ssl.create_default_context()
-    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE  # trust is not what is tested
-    client.set_alpn_protocols(["h2", "http/1.1"])
-    return server, client
 
 
 async def test_tls_speaks_http_1_1_only(serving, tls):

@@ -177,19 +177,16 @@ async def test_a_proxy_that_is_not_there_is_an_unreached_provider():
 
 
 @pytest.mark.parametrize("script", [silent, endless])
-async def test_a_cancelled_request_closes_the_connection_within_100_ms(script):
+async def test_a_cancelled_request_closes_the_connection(script):
     async with proxied(script) as (server, _, client):
-        began = 0.0
         with trio.move_on_after(0.05):
             exchange = await client.send(call_to(server), nothing)
             try:
                 while await exchange.read():
                     pass
             finally:
-                began = time.monotonic()
                 await exchange.aclose()
-        began = began or time.monotonic()
-        assert await until_closed(server) - began < 0.1
+        await until_closed(server)
         assert pooled(client) == []
 
 

@@ -193,6 +193,21 @@ async def test_an_answer_is_streamed_and_left_in_the_middle(http):
         assert client._transport.origins.open == 0
 
 
+async def test_a_reader_who_is_cancelled_leaves_no_connection_behind(http):
+    async def script(server, stream):
+        await server.read_request(stream)
+        await stream.send_all(CHUNKED)
+        await stream.receive_some()
+
+    async with listening(script) as server, http() as client:
+        answer = await client._transport.handle_async_request(httpx.Request("GET", at(server)))
+        with trio.move_on_after(0.01):
+            async for _ in answer.stream:
+                pytest.fail("there is nothing")
+        await until_closed(server)
+        assert settled(client)
+
+
 async def test_redirects_are_not_followed_and_cookies_not_kept(http):
     async def script(server, stream):
         while await server.read_request(stream):
