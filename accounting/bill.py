@@ -138,10 +138,6 @@ _CLOSED_BY_US: Final = frozenset(
 )
 """The provider might have gone on. Where hanging up does not stop its bill, it may have."""
 
-_USUAL: Final = Ruling(Rule.REPORT, Rule.REPORT)
-"""What `rule` says of a complete answer with a final report, which is nearly all of them."""
-
-
 AT_HOLD: Final = "at_hold"
 """The flag on a record whose estimate came to more than was held, and was cut down to that."""
 
@@ -238,21 +234,20 @@ def bill(
         gone: the client has left.
         quiet_seconds: since content was last seen.
     """
-    report = _report(meter)
-    if ending is Ending.COMPLETE and report is Report.FINAL:
-        ruling = _USUAL
-    else:
-        ruling = rule(
-            ending,
-            report,
-            relayed=relayed,
-            stops_billing=terms.stops_billing,
-            visible=terms.visible,
-            gone=gone,
-        )
+    reported = meter.reported
+    if ending is Ending.COMPLETE and reported is not None and reported.final:
+        return _bill_of(terms, reported, ending)  # nearly always; `rule` says the same, for both bills
+    ruling = rule(
+        ending,
+        _report(meter),
+        relayed=relayed,
+        stops_billing=terms.stops_billing,
+        visible=terms.visible,
+        gone=gone,
+    )
     known: Reported | Estimated | None = None
     if ruling.cost is Rule.REPORT:
-        known = meter.reported
+        known = reported
     elif ruling.cost is not Rule.NOTHING:
         hidden = ruling.cost is Rule.ESTIMATE and _may_hide(terms, ending)
         if ruling.cost is Rule.SEEN and terms.holds_back and meter.content_frames:
@@ -260,16 +255,7 @@ def bill(
         known = estimate(terms, meter, elapsed_seconds=elapsed_seconds, hidden=hidden, because=ending.value)
     if known is None:
         return Bill((), Source.NONE, 0, 0)
-    price = terms.price
-    legs = with_call(price, known.legs)
-    cost = price.list_cost(legs)
-    return Bill(
-        legs,
-        known.source,
-        0 if ruling.charge is Rule.NOTHING else marked_up(cost, price.markup_ppm),
-        cost,
-        _flags(terms, known, legs, ending),
-    )
+    return _bill_of(terms, known, ending, free=ruling.charge is Rule.NOTHING)
 
 
 def is_empty(terms: Terms, meter: Meter, ending: Ending) -> bool:
@@ -338,6 +324,15 @@ def recovered(progress: Progress | None) -> Bill:
         progress.list_cost,
         (f"progress_{progress.source.value}",),
     )
+
+
+def _bill_of(terms: Terms, known: Reported | Estimated, ending: Ending, *, free: bool = False) -> Bill:
+    """Price what is known to have been used. `free`: for the customer."""
+    price = terms.price
+    legs = with_call(price, known.legs)
+    cost = price.list_cost(legs)
+    flags = _flags(terms, known, legs, ending)
+    return Bill(legs, known.source, 0 if free else marked_up(cost, price.markup_ppm), cost, flags)
 
 
 def _report(meter: Meter) -> Report:

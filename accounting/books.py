@@ -49,7 +49,7 @@ class Books(Pen):
     def balance(self, wallet: str) -> Balance:
         """What a wallet has. Raises `UnknownWallet`."""
         balance, held, currency = self.ledger.standing(wallet)
-        return Balance(balance, held, max(balance - held, 0), currency)
+        return Balance(balance, held, balance - held if balance > held else 0, currency)
 
     def available_to(self, claim: Claim) -> Pico:
         """What a new hold may take, under all limits together. Raises `UnknownWallet`."""

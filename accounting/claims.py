@@ -4,21 +4,21 @@ Four rooms, all of one kind: the wallet, the cap of the key in its window, the b
 request itself may cost. Checked and taken in one synchronous step; nothing here knows records or the journal.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
 
-from attrs import define, field, frozen
+from attrs import define, field
+from msgspec import Struct
 
 from accounting.purse import Purse
 from accounting.records import Key, Spender
 from accounting.refusals import Insufficient, KeyRevoked, Limit, UnknownWallet, WalletFrozen
-from accounting.spending import EMPTY_FREE, Budget, Spending, Tally, Task, day_of
+from accounting.spending import EMPTY_FREE, Budget, Spending, Tally, Task
 from pricing.money import Pico
 
 
-@frozen
-class Claim:
-    """For whom, and within which bounds, something is set aside.
+class Claim(Struct, frozen=True, gc=False):
+    """For whom, and within which bounds, something is set aside. A struct, since one is made for each request.
 
     Attributes:
         spender: wallet and key.
@@ -33,9 +33,8 @@ class Claim:
     max_cost: Pico | None = None
 
 
-@frozen
-class Room:
-    """What one limit leaves: now, and once all open holds were done."""
+class Room(Struct, frozen=True, gc=False):
+    """What one limit leaves: now, and once all open holds were done. A struct, as `Claim`."""
 
     limit: Limit
     available: Pico
@@ -101,24 +100,32 @@ class Claims:
         """What is set aside for a request."""
         return self._holds.get(request)
 
-    def rooms(self, claim: Claim) -> Iterator[Room]:
+    def rooms(self, claim: Claim) -> list[Room]:
         """Every limit that a hold has to fit into, with what it leaves. Raises `UnknownWallet`."""
         wallet, budget = claim.spender.wallet, claim.budget
-        purse = self._purse(wallet)
-        yield Room("wallet", purse.available, purse.balance)
+        purse = self._purses.get(wallet) or self._purse(wallet)
+        rooms = [Room("wallet", purse.balance - purse.held, purse.balance)]
         key = self._keys.get(claim.spender.key)
         if key is not None and key.cap is not None:
             spent, held = self._spending.within_cap(key, claim.at_ms)
-            yield Room("key_cap", key.cap - spent - held, key.cap - spent)
+            rooms.append(Room("key_cap", key.cap - spent - held, key.cap - spent))
         if budget is not None:
             task = self._spending.task(wallet, budget.id, claim.at_ms)
             if task is not None:
                 most = task.max if budget.max is None else min(task.max, budget.max)
-                yield Room("budget", most - task.tally.spent - task.tally.held, most - task.tally.spent)
+                spent = task.tally.spent
+                rooms.append(Room("budget", most - spent - task.tally.held, most - spent))
             elif budget.max is not None:
-                yield Room("budget", budget.max, budget.max)
+                rooms.append(Room("budget", budget.max, budget.max))
         if claim.max_cost is not None:
-            yield Room("max_cost", claim.max_cost, claim.max_cost)
+            rooms.append(Room("max_cost", claim.max_cost, claim.max_cost))
+        return rooms
+
+    def available_to(self, claim: Claim) -> Pico:
+        """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
+        rooms = self.rooms(claim)
+        available = rooms[0].available if len(rooms) == 1 else min([room.available for room in rooms])
+        return max(0, available)
 
     def take(self, request: str, claim: Claim, amount: Pico) -> None:
         """Set an amount aside for a request.
@@ -127,12 +134,12 @@ class Claims:
             UnknownWallet, WalletFrozen, KeyRevoked, UnknownTask, TooManyTasks, Insufficient: nothing was taken.
             ValueError: a negative amount, or a second hold for one request.
         """
-        self._admit(claim.spender)
+        key = self._admit(claim.spender)
         if amount < 0 or request in self._holds:
             raise ValueError(f"request {request}: cannot hold {amount} (again)")
         if claim.budget is not None:
             self._spending.check_task(claim.spender.wallet, claim.budget, claim.at_ms)
-        self._fit(claim, amount)
+        self._fit(claim, key, amount)
         hold = self.open(request, claim, amount)
         if hold.task is not None and claim.budget is not None and claim.budget.max is not None:
             # at once, and not when its record comes: who asks next must find no more room than this one left
@@ -140,12 +147,11 @@ class Claims:
 
     def open(self, request: str, claim: Claim, amount: Pico) -> OpenHold:
         """Set an amount aside that was found fitting before: now, or by the process that wrote its record."""
-        purse, spending = self._purses[claim.spender.wallet], self._spending.key(claim.spender.key)
-        tallies: tuple[Tally, ...] = (spending.lifetime, spending.day(day_of(claim.at_ms)))
-        task = None
+        purse, task = self._purses[claim.spender.wallet], None
+        tallies = self._spending.tallies(claim.spender.key, claim.at_ms)
         if claim.budget is not None:
             task = self._spending.begin_task(claim.spender.wallet, claim.budget, claim.at_ms)
-            tallies += (task.tally,)
+            tallies = (*tallies, task.tally)
         hold = self._holds[request] = OpenHold(claim, purse, tallies, task)
         hold.resize(amount)
         return hold
@@ -159,8 +165,8 @@ class Claims:
         """
         hold = self._holds[request]
         if amount > hold.amount:
-            self._admit(hold.claim.spender)
-            self._fit(hold.claim, amount - hold.amount, already=hold.amount)
+            key = self._admit(hold.claim.spender)
+            self._fit(hold.claim, key, amount - hold.amount, already=hold.amount)
 
     def give_back(self, request: str) -> None:
         """Close a request's hold; what was charged has left the balance already. Nothing if there is none."""
@@ -176,17 +182,21 @@ class Claims:
         except KeyError:
             raise UnknownWallet(wallet) from None
 
-    def _admit(self, spender: Spender) -> None:
-        if self._purse(spender.wallet).wallet.frozen:
+    def _admit(self, spender: Spender) -> Key | None:
+        """Refuse what is closed; gives the key, if it is known here."""
+        if (self._purses.get(spender.wallet) or self._purse(spender.wallet)).wallet.frozen:
             raise WalletFrozen(spender.wallet)
         key = self._keys.get(spender.key)
         if key is not None and key.revoked:  # keys are checked at the door; here we catch one revoked since
             raise KeyRevoked(spender.key)
+        return key
 
-    def _fit(self, claim: Claim, amount: Pico, *, already: Pico = 0) -> None:
+    def _fit(self, claim: Claim, key: Key | None, amount: Pico, *, already: Pico = 0) -> None:
         """Refuse what does not fit. `already`: what this request holds, and no other request can give back."""
-        if amount <= self._purses[claim.spender.wallet].available and not self._has_more_limits(claim):
-            return  # nearly every hold: one comparison
+        if claim.budget is None and claim.max_cost is None and (key is None or key.cap is None):
+            purse = self._purses[claim.spender.wallet]
+            if amount <= purse.balance - purse.held:
+                return  # nearly every hold: nothing but the wallet bounds it, and that suffices
         full: list[tuple[Pico, Room]] = []
         for room in self.rooms(claim):
             # a limit that was lowered meanwhile may be below what is held; what takes nothing fits all the same
@@ -197,12 +207,6 @@ class Claims:
             for_good = [one for one in full if amount > one[1].unheld - already]
             limit = min(for_good, key=itemgetter(0))[1].limit if for_good else "in_flight"
             raise Insufficient(limit, claim.spender.wallet, amount, min(free for free, _ in full))
-
-    def _has_more_limits(self, claim: Claim) -> bool:
-        """Whether anything but the wallet bounds it."""
-        key = self._keys.get(claim.spender.key)
-        capped = key is not None and key.cap is not None
-        return capped or claim.budget is not None or claim.max_cost is not None
 
 
 def _own(room: Room, already: Pico) -> Pico:

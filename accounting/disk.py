@@ -32,11 +32,11 @@ class Disk(Protocol):
         """The whole of a file."""
         ...
 
-    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+    def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:
         """Write at an offset; returns how many bytes."""
         ...
 
-    def fdatasync(self, descriptor: int) -> None:
+    def fdatasync(self, descriptor: int, /) -> None:
         """Return once a file's bytes (and its size) are on the platter."""
         ...
 
@@ -101,13 +101,11 @@ class OsDisk:
         """See `Disk`."""
         return path.read_bytes()
 
-    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
-        """See `Disk`."""
-        return os.pwrite(descriptor, data, offset)
+    pwrite = staticmethod(os.pwrite)
+    """See `Disk`."""
 
-    def fdatasync(self, descriptor: int) -> None:
-        """See `Disk`; `fsync` where the platform has no `fdatasync`."""
-        getattr(os, "fdatasync", os.fsync)(descriptor)
+    fdatasync = staticmethod(getattr(os, "fdatasync", os.fsync))
+    """See `Disk`; `fsync` where the platform has no `fdatasync`."""
 
     def allocate(self, descriptor: int, size: int) -> None:
         """See `Disk`; where the platform cannot, the zero-filling of spares does it."""

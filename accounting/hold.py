@@ -16,7 +16,7 @@ durability alone. Leaving never raises: an error in it is settled at the estimat
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 import trio
 from attrs import define, evolve, field
@@ -39,7 +39,7 @@ from accounting.records import (
 from accounting.refusals import Insufficient, KeyRevoked, WalletFrozen
 from accounting.rolling import ALL, Reach
 from pricing.money import Pico, marked_up
-from pricing.usage import Meter, Usage
+from pricing.usage import Meter, Source, Usage
 
 PLACES: Final = 2
 """Room that an attempt needs before it begins: for its A, and for its S or V."""
@@ -117,7 +117,8 @@ class Hold:
         """
         if self._closed or self._open is not None:
             raise RuntimeError(f"request {self.request}: an attempt begins inside another or after the hold")
-        books, writer, claim = self._books, self._books.writer, self.claim
+        books, claim = self._books, self.claim
+        writer, now = books.writer, books.now()
         task = claim.budget and books.ledger.task(claim.spender.wallet, claim.budget.id, claim.at_ms)
         attempt = Attempt(
             self.request,
@@ -145,26 +146,27 @@ class Hold:
         self._places -= 1
         known = books.ledger.apply_attempt(attempt)
         self._number += 1
-        self._open = _Open(terms, known, Reach(terms), books.now())
+        self._open = opened = _Open(terms, known, Reach(terms), now)
         self._reset()
+        self._progress_due(opened, now)
 
     def sending(self) -> None:
         """The first byte of the request is about to leave: from here on it is settled, not voided."""
-        opened = self._now_open()
+        opened = self._open or self._nothing_open()
         if not opened.sent:
             opened.sent = True
             opened.began = self._books.now()
 
     def answered(self, status: int, upstream_id: str | None) -> None:
         """The provider has answered with this status, and calls the answer so."""
-        opened = self._now_open()
+        opened = self._open or self._nothing_open()
         opened.sent = True
         opened.status = status
         opened.upstream_id = upstream_id
 
     def attempt_failed(self, ending: Ending, status: int) -> None:
         """The attempt is over and another may follow: the customer pays nothing for it, the operator may."""
-        opened = self._now_open()
+        opened = self._open or self._nothing_open()
         opened.status = status or opened.status
         self._end(opened, ending, free=True)
         self._reset()
@@ -174,7 +176,7 @@ class Hold:
 
         Its hold stays until `Books.settle_job`, over restarts.
         """
-        opened = self._now_open()
+        opened = self._open or self._nothing_open()
         price, legs = opened.terms.price, (usage,)
         cost = price.list_cost(legs)
         record = Job(
@@ -203,13 +205,11 @@ class Hold:
             Overloaded: the books have failed, and what it costs can no longer be written down.
             RuntimeError: no attempt is open.
         """
-        opened = self._open
-        if opened is None:
-            raise RuntimeError(f"request {self.request}: nothing is open that could be relayed")
-        if self._books.failed:
+        opened, books = self._open or self._nothing_open(), self._books
+        if books.failed:
             raise Overloaded("the books have failed", trigger="failed")
         if opened.first_byte_ms is None:
-            opened.first_byte_ms = self._books.clock()
+            opened.first_byte_ms = books.clock()
             opened.sent = True
         meter, reach = self.meter, opened.reach
         if reach.may_shrink and meter.reported is not None:
@@ -217,7 +217,7 @@ class Hold:
         seen = meter.content_bytes + meter.content_frames
         if seen > reach.covered and self.exhausted is None:
             chunk = self._roll(opened, seen, chunk, cut)
-        now = self._books.now()
+        now = books.now()
         if seen != self._seen:
             self._seen, self._content_at = seen, now
         if chunk:
@@ -228,13 +228,16 @@ class Hold:
 
     def cost_so_far(self) -> Pico:
         """What the customer would owe if the answer ended here; for callers who want to watch."""
-        opened = self._now_open()
+        opened = self._open or self._nothing_open()
         return min(self._bill_now(opened).price, self.held)
 
     # -- durability --------------------------------------------------------------------------------
 
     async def journaled(self) -> None:
-        """Wait until A is on the platter: before the client's first byte. Raises `Overloaded`."""
+        """Wait until A is on the platter: before the client's first byte. Raises `Overloaded`.
+
+        No checkpoint where it is there already, which it mostly is: the provider took longer than the disk.
+        """
         if self._seq_attempt and self._books.durability != "relaxed":
             await self._books.writer.durable(self._seq_attempt)
 
@@ -277,7 +280,8 @@ class Hold:
         goes_on = opened is not None and opened.known.job is not None
         try:
             if opened is not None and not goes_on:
-                self._end(opened, self._ending(exc), free=False)
+                usual = exc is None and self.exhausted is None
+                self._end(opened, Ending.COMPLETE if usual else self._ending(exc), free=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, the hold must close
             self.error = self._unwritten = error
         if self._places:  # an A or its end could not be written
@@ -331,8 +335,8 @@ class Hold:
                 gone=self._client.client_gone,
                 quiet_seconds=now - self._content_at,
             )
-            if made.price and is_empty(opened.terms, self.meter, ending) and self._may_be_free():
-                made = waived(made)
+            if made.price and not self.meter.content_frames:
+                made = self._waived_if_empty(opened, made, ending)
             if made.price > self.held and opened.reach.is_part and not free:  # the report may say more
                 most = min(made.price, opened.reach.full)
                 self._extend(opened, most, most)
@@ -349,10 +353,13 @@ class Hold:
             )
         return self._record(opened, ending, made, free=free)
 
-    def _may_be_free(self) -> bool:
-        """Whether this key may have another empty completion for nothing on that day."""
+    def _waived_if_empty(self, opened: _Open, made: Bill, ending: Ending) -> Bill:
+        """The bill, waived where it is for an empty completion and this key may have another for nothing that day."""
         claim, books = self.claim, self._books
-        return books.ledger.empties(claim.spender.key, claim.at_ms) < books.empty_free_per_key_day
+        if not is_empty(opened.terms, self.meter, ending):
+            return made
+        had = books.ledger.empties(claim.spender.key, claim.at_ms)
+        return waived(made) if had < books.empty_free_per_key_day else made
 
     def _estimated(self, opened: _Open, elapsed: float) -> Bill:
         """The bill without the report, which is the likeliest thing to have broken the rule."""
@@ -365,9 +372,13 @@ class Hold:
         return Bill(known.legs, known.source, marked_up(cost, terms.price.markup_ppm), cost)
 
     def _record(self, opened: _Open, ending: Ending, made: Bill, *, free: bool) -> UsageRecord:
+        if free:
+            made = evolve(made, price=0, flags=(*made.flags, "failed_over"))
+        elif made.source is Source.ESTIMATED:
+            made = within(made, self.held)
         return self._books.ledger.settlement(
             opened.known,
-            evolve(made, price=0, flags=(*made.flags, "failed_over")) if free else within(made, self.held),
+            made,
             ending,
             self._books.clock(),
             status=opened.status,
@@ -440,8 +451,8 @@ class Hold:
 
     def _write_progress(self, opened: _Open) -> None:
         """P: what it would cost if we stopped now, so that a kill can be settled; left out without room."""
-        self._progress_due()
         books = self._books
+        self._progress_due(opened, books.now())
         try:
             made = self._bill_now(opened)
             progress = Progress(
@@ -472,23 +483,19 @@ class Hold:
             gone=gone,
         )
 
-    def _progress_due(self) -> None:
-        books, opened = self._books, self._open
-        self._seconds_due = books.now() + books.progress_seconds
-        if opened is not None:
-            self._content_due = self._seen + books.progress_tokens * (opened.terms.dense_bytes_per_token + 1)
+    def _progress_due(self, opened: _Open, now: float) -> None:
+        books = self._books
+        self._seconds_due = now + books.progress_seconds
+        self._content_due = self._seen + books.progress_tokens * (opened.terms.dense_bytes_per_token + 1)
 
     def _reset(self) -> None:
         """Begin to count anew, in the same meter: whoever has it sees the attempt under way and no other."""
         meter = self.meter
         meter.reported = None
         meter.content_frames = meter.content_bytes = self._seen = 0
-        self._progress_due()
 
-    def _now_open(self) -> _Open:
-        if self._open is None:
-            raise RuntimeError(f"request {self.request}: no attempt is open")
-        return self._open
+    def _nothing_open(self) -> NoReturn:
+        raise RuntimeError(f"request {self.request}: no attempt is open")
 
 
 def _ending(exc: BaseException | None, client: Client) -> Ending:

@@ -431,9 +431,9 @@ class Journal:
 
     def begin_sync(self) -> Sync:
         """Plan a sync of everything written so far; one at a time."""
-        files = (*self._full, self._file)
-        named = all(file.named for file in files)
-        return Sync(self.seq, self._record_crc, files[:-1], self._file, self._disk, named)
+        full, last = tuple(self._full), self._file
+        named = last.named and all(file.named for file in full)
+        return Sync(self.seq, self._record_crc, full, last, self._disk, named)
 
     def synced(self, sync: Sync) -> bool:
         """Take note of a sync that succeeded, and mark it; only then may anybody be told.
@@ -465,8 +465,9 @@ class Journal:
         del self._full[: len(sync.full)]
         self._synced += sync.full
         self._may_write_on = True
-        self._close(self._given_up)
-        self._given_up = []
+        if self._given_up:
+            self._close(self._given_up)
+            self._given_up = []
         return True
 
     def sync_failed(self, sync: Sync, error: OSError) -> None:

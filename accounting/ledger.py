@@ -17,7 +17,6 @@ The cap of a key, the budget of a task and the most that a request may cost are 
 must fit into each of them when it is taken, and when it grows.
 """
 
-from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Final, assert_never
 
@@ -148,7 +147,7 @@ class Ledger:
 
     def standing(self, wallet: str) -> tuple[Pico, Pico, str]:
         """What is left of a wallet's grants, what of it is held, and in which currency. Raises `UnknownWallet`."""
-        purse = self._purse(wallet)
+        purse = self._purses.get(wallet) or self._purse(wallet)
         return purse.balance, purse.held, purse.wallet.currency
 
     def balance(self, wallet: str) -> Pico:
@@ -202,13 +201,13 @@ class Ledger:
 
     # -- holds -------------------------------------------------------------------------------------
 
-    def rooms(self, claim: Claim) -> Iterator[Room]:
+    def rooms(self, claim: Claim) -> list[Room]:
         """Every limit that a hold has to fit into, with what it leaves. Raises `UnknownWallet`."""
         return self._claims.rooms(claim)
 
     def available_to(self, claim: Claim) -> Pico:
         """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
-        return max(min(room.available for room in self.rooms(claim)), 0)
+        return self._claims.available_to(claim)
 
     def take(self, request: str, claim: Claim, amount: Pico) -> None:
         """Set an amount aside for a request: checked and taken in this one step. Raises as `Claims.take`."""
@@ -338,7 +337,8 @@ class Ledger:
             first_byte_ms: when its first byte was relayed.
             upstream_id: what the provider calls it.
         """
-        attempt, purse = opened.attempt, self._purse(opened.attempt.wallet)
+        attempt = opened.attempt
+        purse = self._purses.get(attempt.wallet) or self._purse(attempt.wallet)
         charged = min(made.price, opened.hold)
         return UsageRecord(
             request=attempt.request,
@@ -363,7 +363,7 @@ class Ledger:
             loss=made.price - charged,
             currency=purse.wallet.currency,
             started_ms=attempt.at_ms,
-            ended_ms=max(now_ms, attempt.at_ms),
+            ended_ms=max(attempt.at_ms, now_ms),
             usage_legs=made.legs if len(made.legs) > 1 else (),
             legs=purse.burn(charged),
             first_byte_ms=first_byte_ms,
@@ -466,10 +466,12 @@ class Ledger:
         for leg in record.legs:
             if purse.take(self._lots[leg.grant], leg.amount):
                 del self._lots[leg.grant]
+        del self._open[record.request]
         hold = self._claims.of(record.request)
         if hold is not None:
             hold.spent(record.charged, record.flags)
-        self._close(record.request, record.number)
+            if hold.stays:
+                self.give_back(record.request)
 
     def _apply_grant(self, grant: Grant) -> None:
         purse = self._known_purse(grant.wallet, f"grant {grant.grant}")

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from attrs import frozen
+from msgspec import Struct
 
 from accounting.ledger import State
 from accounting.records import Record
@@ -59,9 +60,8 @@ class Client(Protocol):
         ...
 
 
-@frozen
-class Balance:
-    """What a wallet has, in picos; `available` is what a new hold may take."""
+class Balance(Struct, frozen=True, gc=False):
+    """What a wallet has, in picos; `available` is what a new hold may take. A struct: one is made for each request."""
 
     balance: Pico
     held: Pico

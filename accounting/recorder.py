@@ -1,15 +1,15 @@
 """The recorder: makes durable what was written, tells who waits for it, and loads it into the store.
 
-    write()   synchronous: a line in the journal, the record into the channel
-    syncer    takes what is in the channel, one fdatasync for all of it in a thread, a mark, wakes waiters
+    write()   synchronous: a line in the journal, the record into the tail
+    syncer    one fdatasync in a thread for all that is written by then, a mark, wakes waiters; and again
     loader    takes the newest synced slice into the store, in one transaction; slow or broken, it delays
               reports and, at a bound, admission; never a sync
     keeper    seals segments that are full and makes the next spare
     archivist compresses sealed segments that the store has
 
 Back-pressure stands at the door: `reserve` and unreserved writes are refused (`Overloaded`) at any bound, a
-reserved write finds its room. The one shielded scope of the house is in `run`; it ends when `close` has
-closed the channel and everything in it is on the platter.
+reserved write finds its room. The one shielded scope of the house is in `run`; it ends when `close` was called
+and everything that was written is on the platter.
 
 An error of the disk is answered by the journal, which goes on in another file; whoever waits then waits until
 that is synced. Where it cannot, nothing is promised any more: writes and waits raise `Overloaded`, `failed` says
@@ -19,6 +19,7 @@ why, `wait_failed` returns, and `run` raises at its end, so that the process end
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, Protocol, TypeVar
 
 import trio
@@ -32,6 +33,15 @@ T = TypeVar("T")
 
 BACKOFF_SECONDS: Final = (0.25, 10.0)
 """First and longest pause after an error of the store or of work on files."""
+
+LARGE_LOAD: Final = 1000
+"""Records of a load from which on the next may wait longer: however small, a load costs as much as 2,000 records."""
+
+LONGER: Final = 4
+"""How many times `load_seconds` that is."""
+
+FORGOTTEN_AT_ONCE: Final = 512
+"""Records that are dropped in one go: freeing them takes half a millisecond, for which all others have to wait."""
 
 STOP_TRIES: Final = 3
 """Loads that are tried when stopping; what is not in the store then comes in at the next start."""
@@ -105,7 +115,8 @@ class Recorder:
         run_in_thread: see there.
         loaded: the last record that the store has.
         sync_seconds: least time between two syncs, for books that may lose so much when power fails.
-        load_seconds, load_records_max: how often it is given more, and how much at most.
+        load_seconds, load_records_max: how often it is given more, and how much at most. While there is much to
+            load, four times as seldom.
         unloaded_max: records that may wait for it, before new ones are refused.
         unsynced_seconds_max: age of the oldest record that is not on the platter, before they are.
         log: told what went wrong and is tried again: event and fields.
@@ -127,20 +138,20 @@ class Recorder:
     store_error: str | None = field(default=None, init=False)
     _synced: int = field(init=False)
     _tail: deque[tuple[int, Record]] = field(factory=deque, init=False)
-    """Records that the store does not have yet, as they came out of the channel."""
-    _usage: dict[str, list[tuple[int, UsageRecord]]] = field(factory=dict, init=False)
-    """The S among those that are not loaded, by request; at once, not when they come out of the channel."""
-    _send: trio.MemorySendChannel[tuple[int, Record]] = field(init=False)
-    _receive: trio.MemoryReceiveChannel[tuple[int, Record]] = field(init=False)
+    """Records that the store does not have yet. Its bound is `unloaded_max`, asked before a place is needed."""
+    _usage: dict[str, tuple[tuple[int, UsageRecord], ...]] = field(factory=dict, init=False)
+    """The S among them, by request."""
     _next: trio.Event = field(factory=trio.Event, init=False)
     """Set when the sync that comes next is over; `_flying` when the one under way is."""
     _flying: trio.Event = field(factory=trio.Event, init=False)
     _flying_upto: int = field(default=0, init=False)
     _unsynced_since: float | None = field(default=None, init=False)
+    """When the first record was written that the sync under way does not cover; `_since_flying` of those it does."""
     _since_flying: float | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
     _failure: trio.Event = field(factory=trio.Event, init=False)
     _closing: trio.Event = field(factory=trio.Event, init=False)
+    _written: _Bell = field(factory=_Bell, init=False)
     _over: trio.Event = field(factory=trio.Event, init=False)
     _loaded: trio.Event = field(factory=trio.Event, init=False)
     _load_now: _Bell = field(factory=_Bell, init=False)
@@ -150,8 +161,6 @@ class Recorder:
     def __attrs_post_init__(self) -> None:
         self._synced = self.journal.synced_upto
         self.journal.on_error = self._written_on
-        # unbounded, since its bound is `unloaded_max`, and is asked before a place is needed
-        self._send, self._receive = trio.open_memory_channel[tuple[int, Record]](math.inf)
 
     # -- writing: synchronous --------------------------------------------------------------------------
 
@@ -188,11 +197,12 @@ class Recorder:
         except BooksFailed as error:
             self._fail(error)
             raise Overloaded("the books have failed", trigger="failed") from error
+        self._tail.append((seq, record))
         if self._unsynced_since is None:
             self._unsynced_since = self.now()
-        self._send.send_nowait((seq, record))
+            self._written.ring()
         if isinstance(record, UsageRecord):
-            self._usage.setdefault(record.request, []).append((seq, record))
+            self._usage[record.request] = (*self._usage.get(record.request, ()), (seq, record))
             self.on_settled(record)
         return seq
 
@@ -200,7 +210,7 @@ class Recorder:
         """Take nothing more; `run` ends once everything is on the platter and, if the store can, loaded."""
         self._closed = True
         self._closing.set()
-        self._send.close()
+        self._written.ring()
 
     def _admit(self, places: int) -> None:
         journal = self.journal
@@ -210,7 +220,8 @@ class Recorder:
             raise Overloaded("the books are closed", trigger="closed")
         if journal.seq - self.loaded + journal.reserved + places > self.unloaded_max:
             raise Overloaded("too many records wait for the store", trigger="unloaded")
-        if self.oldest_unsynced_seconds > self.unsynced_seconds_max:
+        since = self._unsynced_since if self._since_flying is None else self._since_flying
+        if since is not None and self.now() - since > self.unsynced_seconds_max:
             raise Overloaded("the disk is too slow", trigger="unsynced")
 
     # -- asking ----------------------------------------------------------------------------------------
@@ -259,13 +270,14 @@ class Recorder:
     # -- waiting ---------------------------------------------------------------------------------------
 
     async def durable(self, seq: int) -> None:
-        """Return once everything up to a record is on the platter, and marked.
+        """Return once everything up to a record is on the platter, and marked: at once, where it is already.
+
+        Where nothing must be waited for this is no checkpoint: nobody else runs, nothing is cancelled.
 
         Raises:
             Overloaded: it never will be, as far as can be known: the books have failed.
         """
         if seq <= self._synced:
-            await trio.lowlevel.checkpoint()
             return
         if self.failed is None and not self._over.is_set():
             await (self._flying if seq <= self._flying_upto else self._next).wait()
@@ -298,7 +310,7 @@ class Recorder:
         Raises:
             BooksFailed: the disk failed, now or earlier.
         """
-        with trio.CancelScope(shield=True):  # ends when the channel closes: by `close`, in whatever happens
+        with trio.CancelScope(shield=True):  # ended by `close`, in whatever happens
             try:
                 async with trio.open_nursery() as nursery:
                     self._archivable.ring()  # for what earlier processes have sealed
@@ -325,16 +337,14 @@ class Recorder:
             raise BooksFailed(str(self.failed)) from self.failed
 
     async def _sync(self) -> None:
-        """Group syncs for as long as there is something in the channel."""
+        """Group syncs: while one is under way, what is written gathers for the next. Until all is in after `close`."""
         began = -math.inf
         try:
-            async for entry in self._receive:
+            while await self._something_written():
                 if self.sync_seconds:
                     with trio.move_on_at(began + self.sync_seconds):
                         await self._closing.wait()
-                self._tail.append(entry)
-                self._drain()
-                began = trio.current_time()
+                    began = trio.current_time()
                 await self._sync_once()
         finally:
             self._over.set()
@@ -342,17 +352,19 @@ class Recorder:
             self._chores.ring()
             self._archivable.ring()
 
-    def _drain(self) -> None:
-        try:
-            while True:
-                self._tail.append(self._receive.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            pass
+    async def _something_written(self) -> bool:
+        """Wait until a sync has something to do; false: never again, since the books are closed.
+
+        After a failure nothing has: what is not on the platter by then was promised to nobody.
+        """
+        while self._unsynced_since is None or self.failed is not None:
+            if self._closed:
+                return False
+            await self._written.heard()
+        return True
 
     async def _sync_once(self) -> None:
         """Bring what is written to the platter, in another file if need be, and let go of who waits for it."""
-        if self.failed is not None:
-            return  # what still comes out of the channel was promised to nobody
         self._flying, self._next = self._next, trio.Event()
         self._since_flying, self._unsynced_since = self._unsynced_since, None
         try:
@@ -399,14 +411,15 @@ class Recorder:
 
     async def _load(self) -> None:
         """Load what is synced, every `load_seconds` or when asked, until the syncer is over and all is in."""
-        pause, tries = BACKOFF_SECONDS[0], 0
+        pause, tries, seconds = BACKOFF_SECONDS[0], 0, self.load_seconds
         while True:
             if not self._over.is_set():
-                with trio.move_on_after(self.load_seconds if self.store_error is None else pause):
+                with trio.move_on_after(seconds if self.store_error is None else pause):
                     await self._load_now.heard()
-            over = self._over.is_set()
+            over, before = self._over.is_set(), self.loaded
             try:
                 more = await self._load_once()
+                seconds = self._seconds_to_next(self.loaded - before)
             except Exception as error:  # noqa: BLE001 - whatever it is, reports wait and money does not
                 self.store_error = repr(error)
                 self.log("store_failed", error=self.store_error, pause_seconds=pause)
@@ -422,31 +435,38 @@ class Recorder:
     async def _load_once(self) -> bool:
         """Load one slice, after finding out where the store is if that is unknown. Says if there is more."""
         if self.store_error is not None:
-            self._forget(await self.run_in_thread(self.store.reopen))
+            await self._forget(await self.run_in_thread(self.store.reopen))
             self.store_error = None
-        entries: list[tuple[int, Record]] = []
-        for entry in self._tail:
-            if entry[0] > self._synced or len(entries) == self.load_records_max:
-                break
-            entries.append(entry)
-        if not entries:
+        count = min(self._loadable(), self.load_records_max)
+        if not count:
             return False
-        self._forget(await self.run_in_thread(lambda: self.store.load(entries)))
-        if len(entries) == self.load_records_max:
+        entries = tuple(islice(self._tail, count))
+        await self._forget(await self.run_in_thread(lambda: self.store.load(entries)))
+        if count == self.load_records_max:
             self._load_now.ring()  # what came meanwhile can wait for others; what did not fit cannot
-        return bool(self._tail) and self._tail[0][0] <= self._synced
+        return self._loadable() > 0
 
-    def _forget(self, upto: int) -> None:
-        """The store has everything up to here: drop it from the tail."""
-        tail = self._tail
-        while tail and tail[0][0] <= upto:
-            seq, record = tail.popleft()
-            if isinstance(record, UsageRecord):
-                entries = self._usage[record.request]
-                entries.remove((seq, record))
-                if not entries:
-                    del self._usage[record.request]
+    def _loadable(self) -> int:
+        """How many records of the tail are on the platter; their seqs count on by one."""
+        return max(self._synced - self._tail[0][0] + 1, 0) if self._tail else 0
+
+    def _seconds_to_next(self, loaded: int) -> float:
+        """How long the next load may wait, after one of so many records: nowhere near to what may wait at most."""
+        large = loaded >= LARGE_LOAD and 2 * LONGER * loaded <= self.unloaded_max
+        return self.load_seconds * LONGER if large else self.load_seconds
+
+    async def _forget(self, upto: int) -> None:
+        """The store has everything up to here: drop it from the tail, a part at a time."""
         self.loaded = max(self.loaded, upto)
+        tail, usage = self._tail, self._usage
+        while tail and tail[0][0] <= upto:
+            for _ in range(min(upto - tail[0][0] + 1, FORGOTTEN_AT_ONCE, len(tail))):
+                record = tail.popleft()[1]
+                if isinstance(record, UsageRecord):
+                    entries = usage.pop(record.request)
+                    if len(entries) > 1:  # the first of them is this one
+                        usage[record.request] = entries[1:]
+            await trio.lowlevel.checkpoint()
         if self.journal.wants_archiving:
             self._archivable.ring()
 

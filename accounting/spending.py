@@ -148,6 +148,12 @@ class Spending:
             known = self._keys[key] = KeySpending()
         return known
 
+    def tallies(self, key: str, at_ms: int) -> tuple[Tally, ...]:
+        """Where a hold of a key counts: altogether, and on its day."""
+        known = self._keys.get(key) or self.key(key)
+        day = at_ms // DAY_MS
+        return known.lifetime, known.days.get(day) or known.day(day)
+
     def within_cap(self, key: Key, at_ms: int) -> tuple[Pico, Pico]:
         """What a key has spent and holds in the window of its cap."""
         return self.key(key.key).within(key.cap_window, day_of(at_ms))

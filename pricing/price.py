@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 
 from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import ge, in_, instance_of
+from msgspec import Struct
 from msgspec.structs import astuple
 
 from pricing.money import PPM, Pico, marked_up
@@ -96,9 +97,9 @@ class Tier:
 CacheWrites = Literal["none", "5m", "1h"]
 """Classes of cache write, from none to the dearest."""
 
-_count = [instance_of(int), ge(0)]
-_class_of_write = in_(get_args(CacheWrites))
-_dearness = get_args(CacheWrites).index
+CLASSES_OF_WRITE: Final = get_args(CacheWrites)
+
+_dearness = CLASSES_OF_WRITE.index
 
 WEB_SEARCHES: Final = BUCKETS.index("web_searches")
 REQUESTS: Final = BUCKETS.index("requests")
@@ -118,7 +119,7 @@ READ: Final = MappingProxyType(
             *(["audio_input", "audio_cached"] if audio else []),
             *(["image_input"] if image else []),
         )
-        for writes, audio, image in product(get_args(CacheWrites), (False, True), (False, True))
+        for writes, audio, image in product(CLASSES_OF_WRITE, (False, True), (False, True))
     }
 )
 """Which buckets input can fall into: by class of cache write, and whether there may be audio and images."""
@@ -136,10 +137,14 @@ WRITTEN: Final = MappingProxyType(
 
 _NOTHING: Final[frozenset[str]] = frozenset()
 
+_Kind = tuple[CacheWrites, bool, bool, bool, bool]
+"""What of bounds decides which rates they can meet: all of them but how many."""
 
-@frozen
-class Bounds:
+
+class Bounds(Struct, frozen=True, gc=False):
     """The box that every usage of one request must lie in; what a hold is the price of.
+
+    A struct, not an attrs class as elsewhere: every request makes some, and one is made in a tenth of the time.
 
     Attributes:
         input: most tokens of input, all modalities and cache classes together.
@@ -150,14 +155,51 @@ class Bounds:
         web_searches: most calls of a provider's own search tool.
     """
 
-    input: int = field(validator=_count)
-    output: int = field(validator=_count)
-    cache_writes: CacheWrites = field(default="none", validator=_class_of_write)
+    input: int
+    output: int
+    cache_writes: CacheWrites = "none"
     audio: bool = False
     image: bool = False
     audio_output: bool = False
     image_output: bool = False
-    web_searches: int = field(default=0, validator=_count)
+    web_searches: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what bounds nothing: an invalid box does not exist."""
+        if (
+            self.input.__class__ is not int
+            or self.output.__class__ is not int
+            or self.web_searches.__class__ is not int
+            or self.input < 0
+            or self.output < 0
+            or self.web_searches < 0
+            or self.cache_writes not in CLASSES_OF_WRITE
+        ):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Say what is wrong, if anything is: a number of another class may be a whole one all the same."""
+        for name in ("input", "output", "web_searches"):
+            most = getattr(self, name)
+            if not isinstance(most, int):
+                raise TypeError(f"{name}: expected an integer, not {most!r:.60}")
+            if most < 0:
+                raise ValueError(f"{name}: expected 0 or more, not {most}")
+        if self.cache_writes not in CLASSES_OF_WRITE:
+            raise ValueError(
+                f"cache_writes: expected one of {CLASSES_OF_WRITE}, not {self.cache_writes!r:.60}"
+            )
+
+
+@frozen
+class _Dearest:
+    """The dearest list rates that usage of one kind can meet, where its input is longer than `above` tokens."""
+
+    above: int
+    read: Pico
+    written: Pico
+    web_search: Pico
+    request: Pico
 
 
 @frozen
@@ -175,8 +217,16 @@ class Price:
     model: str
     version: str
     tiers: tuple[Tier, ...] = field()
-    markup_ppm: int = field(default=PPM, validator=_count)
-    cache_writes: CacheWrites = field(default="none", validator=_class_of_write)
+    markup_ppm: int = field(default=PPM, validator=[instance_of(int), ge(0)])
+    cache_writes: CacheWrites = field(default="none", validator=in_(CLASSES_OF_WRITE))
+    _only: Tier | None = field(init=False, repr=False, eq=False)
+    """The tier of nearly every price, which has no other."""
+    _dearest: dict[_Kind, tuple[_Dearest, ...]] = field(factory=dict, init=False, repr=False, eq=False)
+    """What bounds of each kind come to, by the tiers that they can reach; worked out when first asked for."""
+
+    @_only.default
+    def _find_only(self) -> Tier | None:
+        return self.tiers[0] if len(self.tiers) == 1 else None
 
     @tiers.validator
     def _tiers_ascend(self, _attribute: object, tiers: tuple[Tier, ...]) -> None:
@@ -186,7 +236,11 @@ class Price:
 
     def list_cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the legs cost at list price: the operator's own cost."""
-        return sum([sum(map(mul, self.tier_of(leg).each, astuple(leg))) for leg in legs])
+        cost = 0
+        for leg in legs:
+            tier = self._only or self.tier_at(leg.context)
+            cost += sum(map(mul, tier.each, astuple(leg)))
+        return cost
 
     def cost(self, legs: tuple[Usage, ...]) -> Pico:
         """What the customer owes for the legs of one answer; rounded up once, by the markup."""
@@ -211,14 +265,33 @@ class Price:
 
         `ceiling` of these bounds with any other output is `marked_up(fixed + output * each, markup_ppm)`.
         """
+        kind = bounds.cache_writes, bounds.audio, bounds.image, bounds.audio_output, bounds.image_output
+        steps = self._dearest.get(kind)
+        if steps is None:
+            steps = self._dearest[kind] = self._work_out(bounds)
+        dearest = steps[0]
+        for step in steps:
+            if step.above < bounds.input:
+                dearest = step
+        fixed = bounds.input * dearest.read + bounds.web_searches * dearest.web_search + dearest.request
+        return fixed, dearest.written
+
+    def _work_out(self, bounds: Bounds) -> tuple[_Dearest, ...]:
+        """For bounds of this kind: the dearest rates of each tier and all that lie below it."""
         read, written = self.classes(bounds)
-        reachable = [tier.each for tier in self.tiers if tier.above == 0 or tier.above < bounds.input]
-        fixed = (
-            bounds.input * max([each[place] for each in reachable for place in read])
-            + bounds.web_searches * max([each[WEB_SEARCHES] for each in reachable])
-            + max([each[REQUESTS] for each in reachable])
-        )
-        return fixed, max([each[place] for each in reachable for place in written])
+        steps = []
+        for count, tier in enumerate(self.tiers, 1):
+            reachable = [one.each for one in self.tiers[:count]]
+            steps.append(
+                _Dearest(
+                    above=tier.above,
+                    read=max(each[place] for each in reachable for place in read),
+                    written=max(each[place] for each in reachable for place in written),
+                    web_search=max(each[WEB_SEARCHES] for each in reachable),
+                    request=max(each[REQUESTS] for each in reachable),
+                )
+            )
+        return tuple(steps)
 
     def classes(self, bounds: Bounds) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which buckets input and output can fall into, as places in `BUCKETS`: by the body, or the vendor's habits."""
@@ -227,16 +300,17 @@ class Price:
 
     def unpriced(self, legs: tuple[Usage, ...]) -> frozenset[str]:
         """Buckets in use with neither a written rate nor a stand-in; charged at nothing, and alarmed."""
-        used = [name for leg in legs for name in self.tier_of(leg).unwritten if getattr(leg, name)]
-        return frozenset(used) if used else _NOTHING
+        used = _NOTHING
+        for leg in legs:
+            tier = self._only or self.tier_at(leg.context)
+            for name in tier.unwritten:
+                if getattr(leg, name):
+                    used |= {name}
+        return used
 
     def with_markup(self, markup_ppm: int) -> "Price":
         """The same list price under another markup."""
         return evolve(self, markup_ppm=markup_ppm)
-
-    def tier_of(self, leg: Usage) -> Tier:
-        """The tier that holds for an answer, or a leg of it."""
-        return self.tiers[0] if len(self.tiers) == 1 else self.tier_at(leg.context)
 
     def tier_at(self, context: int) -> Tier:
         """The tier that holds for an answer (or a leg of it) of this context length, in tokens."""

@@ -18,6 +18,9 @@ from attrs import define, field, frozen
 COUNT_MAX: Final = 2**40
 """No count of tokens, seconds or characters is larger: the guard against absurd reports."""
 
+_NONE: Final = 0
+"""What nearly every bucket of a usage holds, and this very object: there is nothing to check about it."""
+
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Disjoint, non-negative counts of what one answer (or one leg of it) used.
@@ -56,7 +59,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     def __post_init__(self) -> None:
         """Refuse what is no count: an invalid usage does not exist."""
         for count in msgspec.structs.astuple(self):
-            if count.__class__ is not int or not 0 <= count <= COUNT_MAX:
+            if count is not _NONE and (count.__class__ is not int or not 0 <= count <= COUNT_MAX):
                 self._refuse()
 
     def _refuse(self) -> None:

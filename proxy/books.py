@@ -44,6 +44,13 @@ ATTEMPT_SLACK_SECONDS: Final = 120.0
 """How much longer than its total deadline an attempt may be open before `verify` calls it forgotten."""
 
 
+ID_BYTES: Final = 10
+"""Random bytes in an id: nobody can guess one, and no two are alike before the end of time."""
+
+IDS_DRAWN: Final = 256
+"""Ids whose random part is drawn at once."""
+
+
 class Unavailable(Exception):
     """The books or an address cannot be had; the message says why, and what to do."""
 
@@ -53,9 +60,28 @@ def wall_ms() -> int:
     return time.time_ns() // 10**6
 
 
+@define(eq=False)
+class Ids:
+    """Makes ids: 48 bits of time, so that they sort by age, and 80 random ones, so that nodes need not agree."""
+
+    _drawn: list[str] = field(factory=list, init=False, repr=False)
+    """Random parts for the ids to come: one question to the system is as dear as all else about an id."""
+
+    def __call__(self, prefix: str) -> str:
+        """A fresh id, `prefix_` and 32 hexadecimal digits."""
+        if not self._drawn:
+            self._drawn = _draw(IDS_DRAWN)
+        return f"{prefix}_{time.time_ns() // 10**6:012x}{self._drawn.pop()}"
+
+
+def _draw(count: int) -> list[str]:
+    digits = secrets.token_hex(count * ID_BYTES)
+    return [digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
+
+
 def new_id(prefix: str) -> str:
-    """A fresh id: 48 bits of time, so that ids sort by age, and 80 random ones, so that nodes need not agree."""
-    return f"{prefix}_{wall_ms():012x}{secrets.token_hex(10)}"
+    """A fresh id for one who needs no more than a few."""
+    return f"{prefix}_{wall_ms():012x}{secrets.token_hex(ID_BYTES)}"
 
 
 def taken(state: Path) -> bool:
@@ -188,7 +214,7 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
         recorder,
         _Clock(recovered.last_ms),
         time.perf_counter,
-        new_id,
+        Ids(),
         progress_seconds=settings.progress_seconds,
         progress_tokens=settings.progress_tokens,
         durability=settings.durability,
@@ -253,7 +279,7 @@ def _reading(config: Config) -> Admin:
         raise
     except (StoreError, JournalDamaged, Contradiction, OSError) as error:
         raise Unavailable(str(error)) from error
-    books = Books(ledger, _NoWriter(), wall_ms, trio.current_time, new_id)
+    books = Books(ledger, _NoWriter(), wall_ms, trio.current_time, Ids())
 
     async def nothing() -> tuple[Finding, ...]:
         raise Unavailable("books that are only read cannot be verified")

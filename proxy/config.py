@@ -194,7 +194,7 @@ class Books:
         durability: what waits for the disk. `standard`: the first byte of an answer and its end. `strict`: also the
             request, before it goes to a provider. `relaxed`: neither; the disk is synced every `relaxed_seconds`.
         relaxed_seconds: how often that is; a power cut may lose so much, a killed process nothing.
-        load_seconds: how often new records are loaded into the store.
+        load_seconds: how often new records are loaded into the store; a quarter as often while there are many.
         load_records_max: records that one transaction of the store takes at most.
         unloaded_max: records that may wait for the store before new requests are refused (503).
         unsynced_seconds_max: age of the oldest record that is not on disk before new requests are refused (503).

@@ -35,7 +35,9 @@ def claim(gateway: Gateway, caller: Caller, path: Path, request: Request) -> Cla
     Raises:
         Rejected: 402 where nothing at all is available, 400 for a header that cannot be read.
     """
-    max_cost, budget = _max_cost(request), _budget(request)
+    headers = request.headers
+    max_cost = _max_cost(headers[MAX_COST]) if MAX_COST in headers else None
+    budget = _budget(headers[BUDGET]) if BUDGET in headers else None
     claim = gateway.books.claim(caller.spender, budget, max_cost)
     if path.action != "count":  # counting tokens is free
         _refuse_paupers(gateway.books, claim, gateway.waiting.seconds > 0)
@@ -57,7 +59,7 @@ async def hold(
     wallet = claim.spender.wallet
     try:
         return await gateway.waiting.until_it_fits(
-            wallet, lambda: gateway.books.hold(request_id, claim, amount, reply)
+            wallet, gateway.books.hold, request_id, claim, amount, reply
         )
     except Insufficient as error:
         raise _too_little(gateway, offers, error) from error
@@ -75,20 +77,14 @@ def overloaded(error: Overloaded) -> Rejected:
     )
 
 
-def _max_cost(request: Request) -> int | None:
-    text = request.headers.get(MAX_COST)
-    if text is None:
-        return None
+def _max_cost(text: str) -> int:
     try:
         return parse(text.strip())
     except ValueError as error:
         raise Rejected(Kind.BAD_REQUEST, f"{MAX_COST}: {error}", param=MAX_COST) from None
 
 
-def _budget(request: Request) -> Budget | None:
-    text = request.headers.get(BUDGET)
-    if text is None:
-        return None
+def _budget(text: str) -> Budget:
     matched = _BUDGET.fullmatch(text.strip())
     if matched is None:
         raise Rejected(
@@ -107,7 +103,7 @@ def _budget(request: Request) -> Budget | None:
 def _refuse_paupers(books: Books, claim: Claim, may_wait: bool) -> None:
     """Refuse early where nothing is available, and nothing that is worth waiting for."""
     try:
-        rooms = list(books.ledger.rooms(claim))
+        rooms = books.ledger.rooms(claim)
     except Refusal as error:
         raise _closed(error) from error
     for room in rooms:

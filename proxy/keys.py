@@ -103,9 +103,9 @@ class KeyRing:
             raise _refused(
                 "No API key was given. Send it as `Authorization: Bearer`, `x-api-key` or `x-goog-api-key`."
             )
-        if len(presented) > 1:
-            raise _refused("Two different API keys were given in one request. Send one.")
         key = presented.pop()
+        if presented:
+            raise _refused("Two different API keys were given in one request. Send one.")
         record = self.store.key_by_digest(digest_of(key)) if len(key) <= _KEY_BYTES_MAX else None
         if record is None:
             because = "is not known here" if self._well_formed(key) else "is not a key of this gateway"
@@ -131,15 +131,15 @@ class KeyRing:
 def _presented(headers: Mapping[str, str], query: str, dialect: DialectName | None) -> set[str]:
     found = set()
     for carrier in CARRIERS:
-        value = headers.get(carrier)
-        if value is None:
+        if carrier not in headers:
             continue
+        value = headers[carrier]
         if carrier == "authorization":
             scheme, _, value = value.partition(" ")
-            if scheme.lower() != "bearer":
+            if scheme != "Bearer" and scheme.lower() != "bearer":
                 raise _refused("The authorization scheme must be Bearer.")
-        if value.strip():
-            found.add(value.strip())
+        if value := value.strip():
+            found.add(value)
     if dialect == "gemini" and "key=" in query:
         found.update(value for name, value in parse_qsl(query) if name == "key" and value)
     return found

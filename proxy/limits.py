@@ -5,8 +5,8 @@ of cost *c* moves it by *c* emission intervals and is refused when it would then
 fresh key may so spend its whole minute at once, and over time never more than its rate.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -15,11 +15,13 @@ from attrs import define, field, frozen
 from pricing.price import Bounds
 from pricing.usage import Usage
 from proxy.errors import Kind, Rejected
-from proxy.types import Caller
+from proxy.types import Caller, KeyLimits
 
 PERIOD_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 """What is told to a caller whose requests are too many at once: when one of them ends is not known."""
+
+_NO_LIMITS: Final = KeyLimits()
 
 
 class Hanging(Protocol):
@@ -128,14 +130,23 @@ class _Bucket:
 class _KeyState:
     """What one key has under way."""
 
+    limits: KeyLimits
     requests: _Bucket | None = None
     tokens: _Bucket | None = None
     open: int = 0
     muted: int = 0
 
-    def standing(self, now: float) -> dict[str, Standing]:
-        buckets = {"requests": self.requests, "tokens": self.tokens}
-        return {name: bucket.standing(now) for name, bucket in buckets.items() if bucket is not None}
+    def obey(self, limits: KeyLimits) -> None:
+        """Changed limits hold from the next request on."""
+        self.limits = limits
+        self.requests = _bucket(self.requests, limits.requests_per_minute)
+        self.tokens = _bucket(self.tokens, limits.tokens_per_minute)
+
+    def standing(self, now: Callable[[], float]) -> dict[str, Standing]:
+        if self.requests is None and self.tokens is None:
+            return {}
+        buckets, at = {"requests": self.requests, "tokens": self.tokens}, now()
+        return {name: bucket.standing(at) for name, bucket in buckets.items() if bucket is not None}
 
 
 @define(eq=False)
@@ -143,7 +154,6 @@ class Slot:
     """A place among the requests under way; a context manager that gives it back."""
 
     _limits: "Limits"
-    _caller: Caller
     _state: _KeyState
     _muted: bool = False
     _released: bool = False
@@ -189,17 +199,12 @@ class Slot:
             )
         self._tokens_taken = most
 
-    @contextmanager
-    def spending(self, hold: Spent) -> Iterator[Spent]:
+    def spending(self, hold: Spent) -> AbstractContextManager[Spent]:
         """Within this context, spend from a hold; its tokens are trued up whichever way the answer ends.
 
         A client that hangs up has used what it has seen: else leaving early would be a way around the limit.
         """
-        try:
-            with hold:
-                yield hold
-        finally:
-            self.true_up(hold.receipt.record)
+        return _TruedUp(self, hold) if self._tokens_taken else hold
 
     def true_up(self, record: Settled | None) -> None:
         """Replace the most by what was used in fact (`None`: nothing)."""
@@ -210,7 +215,26 @@ class Slot:
 
     def standing(self) -> dict[str, Standing]:
         """How the caller stands, by `requests` and `tokens`, where limits exist."""
-        return self._state.standing(self._limits.now())
+        return self._state.standing(self._limits.now)
+
+
+@define(eq=False)
+class _TruedUp:
+    """A hold that is spent from; once it is left, the tokens that were taken become those that were used."""
+
+    _slot: Slot
+    _hold: Any
+
+    def __enter__(self) -> Any:
+        return self._hold.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._hold.__exit__(exc_type, exc, traceback)
+        finally:
+            self._slot.true_up(self._hold.receipt.record)
 
 
 @define(eq=False)
@@ -253,7 +277,7 @@ class Limits:
                 raise self.limited(state, message, wait)
         self.open += 1
         state.open += 1
-        slot = Slot(self, caller, state)
+        slot = Slot(self, state)
         reply.when_gone(slot.fall_mute)
         return slot
 
@@ -267,12 +291,12 @@ class Limits:
 
     def standing(self, caller: Caller) -> dict[str, Standing]:
         """How a caller stands without taking anything, for `GET /v1/key`."""
-        return self._state_of(caller).standing(self.now())
+        return self._state_of(caller).standing(self.now)
 
     def limited(self, state: _KeyState, message: str, retry_after_seconds: float) -> Limited:
         """Word a refusal by a limit of the key's own."""
         refusal = Limited(Kind.RATE_LIMITED, message, retry_after_seconds=retry_after_seconds)
-        refusal.standing = state.standing(self.now())
+        refusal.standing = state.standing(self.now)
         return refusal
 
     def under_way(self, caller: Caller) -> int:
@@ -282,10 +306,9 @@ class Limits:
     def _state_of(self, caller: Caller) -> _KeyState:
         state = self._keys.get(caller.spender.key)
         if state is None:
-            state = self._keys[caller.spender.key] = _KeyState()
-        limits = caller.limits
-        state.requests = _bucket(state.requests, limits.requests_per_minute)
-        state.tokens = _bucket(state.tokens, limits.tokens_per_minute)
+            state = self._keys[caller.spender.key] = _KeyState(_NO_LIMITS)
+        if state.limits is not caller.limits:
+            state.obey(caller.limits)
         return state
 
 
@@ -294,5 +317,5 @@ def _bucket(bucket: _Bucket | None, limit: int | None) -> _Bucket | None:
         return None
     if bucket is None:
         return _Bucket(limit)
-    bucket.limit = limit  # a changed limit holds from the next request on
+    bucket.limit = limit
     return bucket

@@ -53,7 +53,7 @@ class Pool:
         """The offer to try next: the first healthy one, else the first that rests softly, else none."""
         last_resort = None
         for offer in offers:
-            rests = self._of(offer, now)
+            rests = self._rests and self._of(offer, now)  # where nobody rests, there is nothing to look up
             if not rests:
                 return offer
             if last_resort is None and not any(rest.hard for rest in rests):
@@ -82,6 +82,8 @@ class Pool:
 
         A rest that is younger than the attempt stays: it says nothing about a limit reached meanwhile.
         """
+        if not self._rests:
+            return
         for key in _keys(offer):
             rest = self._rests.get(key)
             if rest is not None and rest.since <= began:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from attrs import define, evolve, field, frozen
+from msgspec.structs import replace
 
 from pricing.catalog import Catalog, Found, Model, StatesInput, Vendor
 from pricing.money import Pico
@@ -128,7 +129,10 @@ class Router:
 
     def first_hold(self, offers: tuple[Offer, ...]) -> Pico:
         """What has to be set aside before anything is sent, whichever offer answers."""
-        return max(offer.first_hold for offer in offers)
+        dearest = offers[0].first_hold
+        for offer in offers[1:]:
+            dearest = max(dearest, offer.first_hold)
+        return dearest
 
     def affordable_output(self, offers: tuple[Offer, ...], available: Pico) -> int:
         """How many output tokens per choice would fit into what is available, whichever offer answers."""
@@ -307,7 +311,7 @@ def input_bounds(model: Model, measures: Measures) -> Bounds:
 def _free(offer: Offer, measures: Measures) -> Offer:
     """Of a call that generates nothing: hanging up ends a bill of nothing."""
     price = evolve(offer.price, tiers=_FREE)
-    return evolve(
+    return replace(
         offer, price=price, choices=measures.choices, stops_billing="yes", visible=True, states_input=False
     )
 
@@ -340,9 +344,9 @@ def _made(
         if _least_output(known, measures) <= bears < limit:
             limit, clamped = bears, True
     lowered = limit < most if asked is None else limit < asked
-    return evolve(
+    return replace(
         known,
-        bounds=evolve(bounds, output=limit * measures.choices),
+        bounds=replace(bounds, output=limit * measures.choices),
         choices=measures.choices,
         stops_billing=known.stops_billing if ask.stream else "no",
         states_input=known.states_input and ask.stream,

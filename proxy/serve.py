@@ -22,7 +22,8 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
     caller = gateway.keys.caller(request.headers, request.query, path.dialect)
     reply.note(headers.balance(gateway.books.balance(caller.spender.wallet)))
     with gateway.limits.admit(caller, reply) as slot:
-        reply.note(headers.standing(slot.standing(), path.dialect, gateway.books.clock()))
+        if standing := slot.standing():
+            reply.note(headers.standing(standing, path.dialect, gateway.books.clock()))
         claim = credit.claim(gateway, caller, path, request)
         body = await request.body(config.limits.body_bytes_max)
         ask = dialect.read_request(path, request.headers, body, config.unknown_fields)

@@ -23,6 +23,8 @@ from proxy.types import Path, Reply, Request
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
+_RANK: Final = {level: rank for rank, level in enumerate(LEVELS)}
+
 LOGGED: Final = frozenset(
     {
         "account", "action", "because", "cost_micro", "dialect", "error", "event", "host", "hung_up", "kind",
@@ -67,10 +69,6 @@ class _Histogram:
     counts: list[int] = field(factory=lambda: [0] * (len(BUCKETS_SECONDS) + 1))
     total: float = 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(BUCKETS_SECONDS, value)] += 1
-        self.total += value
-
     def samples(self, name: str) -> Iterator[str]:
         below = 0
         for bound, count in zip((*BUCKETS_SECONDS, "+Inf"), self.counts, strict=True):
@@ -103,7 +101,9 @@ class Metrics:
 
     def seconds(self, name: str, value: float) -> None:
         """Add one observation to a histogram of `HISTOGRAMS`."""
-        self._histograms[name].add(value)
+        histogram = self._histograms[name]
+        histogram.counts[bisect_left(BUCKETS_SECONDS, value)] += 1
+        histogram.total += value
 
     def text(self) -> str:
         """Everything in Prometheus' text form."""
@@ -144,7 +144,7 @@ class Telemetry:
         """
         if not fields.keys() <= LOGGED:
             raise AssertionError(f"not on the log's allow-list: {sorted(fields.keys() - LOGGED)}")
-        if LEVELS.index(level) < LEVELS.index(self.level):
+        if not self.writes(level):
             return
         line = {"ts_ms": self.clock(), "level": level, "event": event}
         line |= {name: value for name, value in fields.items() if value is not None}
@@ -152,6 +152,10 @@ class Telemetry:
             OSError, ValueError
         ):  # a full disk or a closed pipe must not end requests, or the books
             self.out.write(msgspec.json.encode(line).decode() + "\n")
+
+    def writes(self, level: str) -> bool:
+        """Whether lines of a level are written."""
+        return _RANK[level] >= _RANK[self.level]
 
     def trouble(self, level: str, event: str, **fields: Any) -> None:
         """Write a line about something that goes wrong inside: the fields are ours, whatever they are called."""
@@ -240,12 +244,17 @@ class RequestLog:
             metrics.count("farebox_refused_total", kind=self.kind or "", limit=self.limit)
         if self._reply.client_gone:
             metrics.count("farebox_hung_up_total", dialect=dialect)
-        telemetry.log(
-            "error" if self.status == 500 else "info",
+        level = "error" if self.status == 500 else "info"
+        if telemetry.writes(level):
+            self._write_line(level, seconds)
+
+    def _write_line(self, level: str, seconds: float) -> None:
+        self._telemetry.log(
+            level,
             "request",
             request=self._request.id,
             method=self._request.method,
-            dialect=dialect,
+            dialect=self._path.dialect,
             action=self._path.action,
             status=self.status,
             kind=self.kind,

@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import field, frozen
+from msgspec.structs import replace
 
 from accounting.records import Receipt, Spender
 from pricing.catalog import Model
@@ -75,9 +76,11 @@ class Caller:
     clamp: bool = False
 
 
-@frozen
-class Measures:
+class Measures(msgspec.Struct, frozen=True, gc=False):
     """What a request can make a provider read and write, measured from its body alone; no model facts yet.
+
+    A struct, as are `Ask` and `Offer`, and not an attrs class as elsewhere: every request makes one of each, and
+    they are made in a tenth of the time.
 
     Attributes:
         text_bytes: UTF-8 bytes of everything that becomes text tokens (messages, system, tools, schemas).
@@ -111,8 +114,7 @@ class Measures:
     image_output: bool = False
 
 
-@frozen
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One request, read and checked.
 
     Attributes:
@@ -141,8 +143,7 @@ class Ask:
     headers: Headers = ()
 
 
-@frozen
-class Offer:
+class Offer(msgspec.Struct, frozen=True, gc=False):
     """One way to answer an Ask: an account at a provider, the model's name there, and what it may cost.
 
     Attributes:
@@ -200,7 +201,7 @@ class Offer:
         """What is set aside before the request is sent: for all of its bounds or, where it rolls, for a slice."""
         bounds = self.bounds
         if self.slice_tokens:
-            bounds = evolve(bounds, output=min(bounds.output, self.slice_tokens))
+            bounds = replace(bounds, output=min(bounds.output, self.slice_tokens))
         return self.price.ceiling(bounds)
 
 

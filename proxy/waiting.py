@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import trio
 from attrs import define, field
@@ -10,6 +10,7 @@ from attrs import define, field
 from accounting.refusals import Insufficient
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 @define(eq=False)
@@ -31,7 +32,7 @@ class Waiting:
         if queue:
             queue[0].set()
 
-    async def until_it_fits(self, wallet: str, take: Callable[[], T]) -> T:
+    async def until_it_fits(self, wallet: str, take: Callable[[*Args], T], *args: *Args) -> T:
         """Take credit, now or when it has come free.
 
         Nobody overtakes: while others wait, who comes later stands behind them, whether its hold would fit or not.
@@ -39,6 +40,7 @@ class Waiting:
         Args:
             wallet: whose.
             take: sets the credit aside, synchronously; called again each time some has come free.
+            args: what it is called with.
 
         Raises:
             Insufficient: it does not fit, not even after waiting, or too many wait already.
@@ -46,7 +48,7 @@ class Waiting:
         queue = self._queues.get(wallet)
         if not queue:
             try:
-                return take()
+                return take(*args)
             except Insufficient as short:
                 if not self._worthwhile(short):
                     raise
@@ -60,12 +62,12 @@ class Waiting:
                 while True:
                     await turn.wait()  # only the first in the queue is ever woken
                     try:
-                        return take()
+                        return take(*args)
                     except Insufficient as short:
                         if not self._worthwhile(short):
                             raise
                     turn = queue[0] = trio.Event()
-            return take()  # its time is over: this says what is missing
+            return take(*args)  # its time is over: this says what is missing
         finally:
             queue.remove(turn)
             if queue:

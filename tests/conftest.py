@@ -1,5 +1,6 @@
 """Fixtures that several files share: a real gateway in a process of its own, and what is known of it."""
 
+import inspect
 import json
 import os
 import queue
@@ -9,6 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 
 import httpx
 import pytest
@@ -35,6 +37,38 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     on_door.use(config.getoption("--door"))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test that starts a gateway: it is these that have another door with `--door`."""
+    for item in items:
+        used = [definition.func for one in item._fixtureinfo.name2fixturedefs.values() for definition in one]
+        if any(_starts_a_gateway(function, set()) for function in [item.function, *used]):
+            item.add_marker("door")
+
+
+def _starts_a_gateway(something, looked_at):
+    """Whether a function, or anything that it names among the tests' own, comes to `begin`."""
+    if something is begin:
+        return True
+    if something in looked_at or not str(getattr(something, "__module__", "")).startswith("tests."):
+        return False
+    looked_at.add(something)
+    if isinstance(something, type):
+        return any(_starts_a_gateway(one, looked_at) for one in vars(something).values() if callable(one))
+    function = inspect.unwrap(something)
+    known = getattr(function, "__globals__", {})
+    named = [known[name] for name in _names(getattr(function, "__code__", None)) if name in known]
+    return any(_starts_a_gateway(one, looked_at) for one in named if callable(one))
+
+
+def _names(code):
+    """Every name in a function and in those that are written in it."""
+    if not isinstance(code, CodeType):
+        return
+    yield from code.co_names
+    for inner in code.co_consts:
+        yield from _names(inner)
 
 
 def farebox():

@@ -5,6 +5,7 @@ wait, or an exception to raise. The reply remembers what a client would have see
 """
 
 import itertools
+import math
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from proxy.telemetry import Telemetry
 from proxy.types import Path as Route
 from proxy.types import Secret
 from proxy.upstreams.answer import Upstreams
+from proxy.upstreams.client import NotInTime
 from proxy.waiting import Waiting
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -84,6 +86,27 @@ class MemoryJournal:
         return [(seq, one) for seq, one in enumerate(self.records, 1) if isinstance(one, UsageRecord)]
 
 
+def sends_in_time(send):
+    """A client's `send`, given up when its time is over."""
+
+    async def in_time(self, call, sending, until=math.inf):
+        with trio.CancelScope(deadline=until):
+            return await send(self, call, sending)
+        raise NotInTime
+
+    return in_time
+
+
+def reads_in_time(read):
+    """An exchange's `read`, given up when its time is over."""
+
+    async def in_time(self, until=math.inf):
+        with trio.CancelScope(deadline=until):
+            return await read(self)
+
+    return in_time
+
+
 @define(eq=False)
 class Exchange:
     """A scripted answer; see the module."""
@@ -100,6 +123,7 @@ class Exchange:
             return None
         return self.steps.pop(0)
 
+    @reads_in_time
     async def read(self):
         while self.steps:
             step = self.steps[0]
@@ -129,6 +153,7 @@ class Provider_:  # noqa: N801 - Provider is the setting of that name
     calls: list = field(factory=list)
     exchanges: list = field(factory=list)
 
+    @sends_in_time
     async def send(self, call, sending):
         await trio.lowlevel.checkpoint()
         script = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]

@@ -1,10 +1,9 @@
 """Models and offers for tests that need one and do not care about most of it."""
 
-from attrs import evolve
-
 from pricing.catalog import Listing, Model
 from pricing.price import Bounds, Price, Rates, Tier
 from proxy.types import Offer
+from tests.values import evolve
 
 KINDS = {"openai_chat": "openai", "anthropic": "anthropic", "gemini": "gemini"}
 OUTPUT_FIELDS = {"openai_chat": "max_tokens", "anthropic": "max_tokens", "gemini": "maxOutputTokens"}

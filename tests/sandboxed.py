@@ -19,7 +19,7 @@ from proxy.sandbox.anthropic import Anthropic
 from proxy.sandbox.gemini import Gemini
 from proxy.sandbox.openai_chat import OpenAIChat
 from proxy.sandbox.wire import Ids, Refused
-from tests.fakes import Exchange, catalog
+from tests.fakes import Exchange, catalog, sends_in_time
 
 IDS = Ids("req_sandbox", "0123456789abcdef" * 2, 1)
 
@@ -107,6 +107,7 @@ class Sandboxed:
         ):
             yield
 
+    @sends_in_time
     async def send(self, call, sending):
         """As `upstreams.client.Client.send`."""
         await trio.lowlevel.checkpoint()

@@ -83,7 +83,15 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         ("proxy.keys", "proxy.routing", "proxy.pool", "proxy.limits"),
         (
             frozenset(
-                {"pricing", "accounting.records", "attrs", "proxy.errors", "proxy.types", "proxy.config"}
+                {
+                    "pricing",
+                    "accounting.records",
+                    "attrs",
+                    "msgspec",
+                    "proxy.errors",
+                    "proxy.types",
+                    "proxy.config",
+                }
             ),
             True,
         ),
@@ -94,6 +102,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             {
                 "trio",
                 "attrs",
+                "proxy.readiness",
                 "msgspec",
                 "accounting.bill",
                 "accounting.hold",
@@ -172,6 +181,8 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
         ),
         False,
     ),
+    "proxy.alarms": (frozenset({"trio", "attrs"}), False),
+    "proxy.readiness": (frozenset({"trio", "attrs", "outcome", "proxy.alarms"}), False),
     "proxy.waiting": (frozenset({"trio", "attrs", "accounting.refusals"}), False),
     "proxy.credit": (
         frozenset(
@@ -194,7 +205,19 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     ),
     "proxy.shown": (frozenset({"accounting", "pricing", "attrs"}), True),
     "proxy.doors": (
-        frozenset({"attrs", "trio", "msgspec", "proxy.doors", "proxy.errors", "proxy.types", "proxy.config"}),
+        frozenset(
+            {
+                "attrs",
+                "trio",
+                "msgspec",
+                "proxy.alarms",
+                "proxy.config",
+                "proxy.doors",
+                "proxy.errors",
+                "proxy.readiness",
+                "proxy.types",
+            }
+        ),
         False,
     ),
     **dict.fromkeys(
@@ -211,6 +234,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
                     "hypercorn",
                     "h11",
                     "msgspec",
+                    "proxy.alarms",
                     "proxy.config",
                     "proxy.doors",
                     "proxy.errors",

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import trio
 import trio.testing
-from attrs import evolve, frozen
+from attrs import frozen
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +32,7 @@ from proxy.types import Caller
 from proxy.types import Path as Route
 from tests.fakes import ANTHROPIC, GEMINI, OPENAI, TODAY, World
 from tests.sandboxed import Invoice, Model, Sandboxed
+from tests.values import evolve
 
 PLENTY = 10**16
 PAUSE = 0.1

@@ -87,9 +87,9 @@ async def test_the_attempt_is_in_the_journal_before_the_first_byte_leaves(autoju
     seen = []
     send = world.provider.send
 
-    async def spying(call, sending):
+    async def spying(*call):
         seen.append(len(world.journal.of(Attempt)))
-        return await send(call, sending)
+        return await send(*call)
 
     world.provider.send = spying
     await world.ask(body())

@@ -13,16 +13,15 @@ Three rules that all dialects share:
    program.
 """
 
-import codecs
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from attrs import field, frozen
 
-from proxy.errors import Kind, Rejected
+from proxy.dialects.guard import BodyLimits, bad, guard
+from proxy.types import Headers
 
 T = TypeVar("T")
 
@@ -37,141 +36,17 @@ INT_MAX: Final = 2**31 - 1
 NAME_BYTES_SHOWN: Final = 64
 """So much of a caller's own field name or value is repeated in a message."""
 
-NUMBER_DIGITS_MAX: Final = 300
-"""A run of digits that long is no number that any field takes; it also bounds the cost of looking at them."""
-
-_UTF8_STEP: Final = 1 << 16
-
-
-class BodyLimits(Protocol):
-    """How large a body may be; `proxy.config.RequestLimits` is one."""
-
-    @property
-    def body_bytes_max(self) -> int:
-        """Of the whole body."""
-        ...
-
-    @property
-    def depth_max(self) -> int:
-        """Levels of nesting, the outermost object included."""
-        ...
-
-    @property
-    def items_max(self) -> int:
-        """Elements of all arrays and objects together."""
-        ...
-
-    @property
-    def messages_max(self) -> int:
-        """Turns of a conversation."""
-        ...
-
-    @property
-    def tools_max(self) -> int:
-        """Declared tools."""
-        ...
-
-    @property
-    def frame_bytes_max(self) -> int:
-        """Of one event from a provider."""
-        ...
-
-
-def bad(message: str, param: str | None = None) -> Rejected:
-    """A 400 about one field of the request."""
-    return Rejected(Kind.BAD_REQUEST, message, param=param)
-
-
-# --- the guard ------------------------------------------------------------------------------------------
-
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_BRACES_AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
-_DIGITS_AS_ZEROS: Final = bytes.maketrans(b"0123456789.E", b"00000000000e")
-_LONG_NUMBER: Final = b"0" * NUMBER_DIGITS_MAX
-# The look-behind lets a run of digits be tried once, at its start: without it the search is quadratic.
-_EXPONENTIAL: Final = re.compile(rb"(?<![0-9.])[0-9.]++[eE]\+?[0-9]{3,}+")
-
-
-def guard(body: bytes, limits: BodyLimits) -> None:
-    """Refuse a body that is too large, too deep, too full or not text, without decoding it.
-
-    An item is an element of an array or a member of an object; every container counts as one more.
-
-    Raises:
-        Rejected: 413 for its size, 400 for all else.
-    """
-    if len(body) > limits.body_bytes_max:
-        raise Rejected(Kind.TOO_LARGE, f"The body is larger than {limits.body_bytes_max} bytes.")
-    outside = _outside_strings(body, limits.items_max)
-    if outside.count(b",") + outside.count(b"[") + outside.count(b"{") > limits.items_max:
-        raise _too_many(limits.items_max)
-    _check_depth(outside, limits.depth_max)
-    _check_numbers(outside)
-    _check_utf8(body)
-
-
-def _outside_strings(body: bytes, items_max: int) -> bytes:
-    """What of a JSON text stands outside its strings.
-
-    A backslash in valid JSON always begins an escape, so pairs of them and then escaped quotes can be cut out
-    from the left; what quotes remain delimit strings. In a text that is not valid JSON this holds up to its
-    first fault, and no decoder reads on from there.
-    """
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # An item holds two strings at most, its name and its value; more only make the split below expensive.
-    if body.count(b'"') > 4 * items_max + 4:
-        raise _too_many(items_max)
-    return b"".join(body.split(b'"')[::2])
-
-
-def _check_depth(outside: bytes, depth_max: int) -> None:
-    """Take away the innermost brackets, level by level; what is left after the last level is too deep."""
-    brackets = outside.translate(_BRACES_AS_BRACKETS, delete=_NOT_BRACKETS)
-    for _ in range(depth_max):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
-        raise bad(f"The body is nested deeper than {depth_max} levels, or its brackets do not match.")
-
-
-def _check_numbers(outside: bytes) -> None:
-    """Refuse numbers that overflow wherever they stand: what travels verbatim is never decoded here."""
-    digits = outside.translate(
-        _DIGITS_AS_ZEROS
-    )  # plain searches, because a pattern would be ten times slower
-    if _LONG_NUMBER in digits:
-        raise bad(f"The body holds a number of {NUMBER_DIGITS_MAX} digits or more.")
-    if b"e000" in digits or b"e+000" in digits:
-        for match in _EXPONENTIAL.finditer(outside):
-            if _overflows(match.group()):
-                raise bad(f"The body holds a number out of range: {match.group()[:40].decode('ascii')}.")
-
-
-def _overflows(literal: bytes) -> bool:
-    try:
-        return math.isinf(float(literal))
-    except ValueError:  # "1.2.3e400": no number at all, which the decoder is going to say
-        return False
-
-
-def _check_utf8(body: bytes) -> None:
-    """Decode in steps: the text of a 32 MB body would take four times that."""
-    if body.isascii():
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    view = memoryview(body)
-    try:
-        for start in range(0, len(body), _UTF8_STEP):
-            decoder.decode(view[start : start + _UTF8_STEP])
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise bad("The body is not valid UTF-8.") from None
-
-
-def _too_many(items_max: int) -> Rejected:
-    return bad(f"The body holds more than {items_max} items.")
+# Made once: to make one costs as much as to decode a small object with it.
+OBJECT: Final = msgspec.json.Decoder(Object)
+RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+TEXT: Final = msgspec.json.Decoder(str)
+_BOOLEAN: Final = msgspec.json.Decoder(bool)
+_INTEGER: Final = msgspec.json.Decoder(int)
+_NUMBER: Final = msgspec.json.Decoder(float)
+_TEXTS: Final = msgspec.json.Decoder(list[str])
+_TEXT_MAP: Final = msgspec.json.Decoder(dict[str, str])
+_ENCODER: Final = msgspec.json.Encoder()
+_NULL: Final = msgspec.Raw(b"null")
 
 
 # --- taking apart ---------------------------------------------------------------------------------------
@@ -187,13 +62,13 @@ def read_object(body: bytes, limits: BodyLimits) -> Object:
         Rejected: 413 when too large; 400 when too deep or full, or not one JSON object in valid UTF-8.
     """
     guard(body, limits)
-    if not body.strip():
-        raise bad("The body is empty; a JSON object was expected.")
     try:
-        return msgspec.json.decode(body, type=Object)
+        return OBJECT.decode(body)
     except msgspec.ValidationError:
         raise bad("The body is not a JSON object.") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        if not body.strip():
+            raise bad("The body is empty; a JSON object was expected.") from None
         raise bad(f"The body is not valid JSON{_where(error)}.") from None
 
 
@@ -205,12 +80,12 @@ def _where(error: Exception) -> str:
     return ": it ends too early, or a string holds half of a surrogate pair" if "truncated" in text else ""
 
 
-def decode(raw: msgspec.Raw, kind: type[T] | Any, param: str, expected: str) -> Any:
+def decode(raw: msgspec.Raw, decoder: msgspec.json.Decoder[T], param: str, expected: str) -> T:
     """Decode one raw value as one type.
 
     Args:
         raw: the value.
-        kind: what msgspec shall make of it.
+        decoder: of what msgspec shall make of it.
         param: the field's full name, for the complaint.
         expected: what it should have been, in words: "an integer".
 
@@ -218,14 +93,19 @@ def decode(raw: msgspec.Raw, kind: type[T] | Any, param: str, expected: str) -> 
         Rejected: 400, naming the field.
     """
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise bad(f"{param} must be {expected}, not {shown(raw)}.", param) from None
 
 
-def encode(value: Any) -> msgspec.Raw:
+def encode(value: object) -> msgspec.Raw:
     """Encode a value that we made or took apart; raw values inside travel verbatim."""
-    return msgspec.Raw(msgspec.json.encode(value))
+    return msgspec.Raw(_ENCODER.encode(value))
+
+
+def write(fields: Mapping[str, object]) -> bytes:
+    """Write a body that goes upstream; raw values travel verbatim."""
+    return _ENCODER.encode(fields)
 
 
 def shown(raw: msgspec.Raw) -> str:
@@ -244,7 +124,7 @@ def size(raw: msgspec.Raw) -> int:
 
 def is_null(raw: msgspec.Raw | None) -> bool:
     """Whether a field is missing or null, which are the same to every provider."""
-    return raw is None or (size(raw) == 4 and bytes(raw) == b"null")
+    return raw is None or raw == _NULL
 
 
 def text_size(raw: msgspec.Raw, param: str) -> int:
@@ -256,12 +136,18 @@ def text_size(raw: msgspec.Raw, param: str) -> int:
     view = memoryview(raw)
     if is_string(raw) and b"\\" not in bytes(view):
         return len(view) - 2
-    return utf8_size(decode(raw, str, param, "a string"))
+    return utf8_size(decode(raw, TEXT, param, "a string"))
 
 
 def utf8_size(text: str) -> int:
     """UTF-8 bytes of a string."""
     return len(text) if text.isascii() else len(text.encode())
+
+
+def texts_size(texts: list[str]) -> int:
+    """UTF-8 bytes of several strings together."""
+    joined = "".join(texts)
+    return len(joined) if joined.isascii() else sum(map(utf8_size, texts))
 
 
 def is_string(raw: msgspec.Raw) -> bool:
@@ -279,6 +165,24 @@ def is_object(raw: msgspec.Raw) -> bool:
     return memoryview(raw)[0] == ord(b"{")
 
 
+# --- headers --------------------------------------------------------------------------------------------
+
+
+def wants_live_cost(headers: Mapping[str, str]) -> bool:
+    """Whether the caller asks for the cost so far in the stream."""
+    said = headers.get("x-credits-live")
+    return said is not None and said.strip().lower() in ("1", "true")
+
+
+def travelling(headers: Mapping[str, str], names: Iterable[str]) -> Headers:
+    """Those of the caller's headers that go upstream."""
+    found: list[tuple[str, str]] = []
+    for name in names:
+        if name in headers:
+            found.append((name, headers[name]))  # noqa: PERF401 - most often there are none
+    return tuple(found)
+
+
 # --- one field ------------------------------------------------------------------------------------------
 #
 # All take the object, the field's name, and `at`: what stands before the name in a complaint
@@ -294,7 +198,7 @@ def integer(fields: Object, name: str, at: str = "", *, low: int = 0, high: int 
     raw = fields.get(name)
     if raw is None or is_null(raw):
         return None
-    number: int = decode(raw, int, f"{at}{name}", "an integer")
+    number = decode(raw, _INTEGER, f"{at}{name}", "an integer")
     if not low <= number <= high:
         raise bad(f"{at}{name} must be between {low} and {high}, not {shown(raw)}.", f"{at}{name}")
     return number
@@ -309,7 +213,7 @@ def number(fields: Object, name: str, at: str = "", *, low: float, high: float) 
     raw = fields.get(name)
     if raw is None or is_null(raw):
         return None
-    value: float = decode(raw, float, f"{at}{name}", "a number")
+    value = decode(raw, _NUMBER, f"{at}{name}", "a number")
     if not low <= value <= high:
         raise bad(f"{at}{name} must be between {low:g} and {high:g}, not {shown(raw)}.", f"{at}{name}")
     return value
@@ -322,7 +226,7 @@ def boolean(fields: Object, name: str, at: str = "") -> bool | None:
         Rejected: 400, if it is neither.
     """
     raw = fields.get(name)
-    return None if raw is None or is_null(raw) else decode(raw, bool, f"{at}{name}", "true or false")
+    return None if raw is None or is_null(raw) else decode(raw, _BOOLEAN, f"{at}{name}", "true or false")
 
 
 def string(fields: Object, name: str, at: str = "", *, bytes_max: int | None = None) -> str | None:
@@ -334,7 +238,7 @@ def string(fields: Object, name: str, at: str = "", *, bytes_max: int | None = N
     raw = fields.get(name)
     if raw is None or is_null(raw):
         return None
-    text: str = decode(raw, str, f"{at}{name}", "a string")
+    text = decode(raw, TEXT, f"{at}{name}", "a string")
     if bytes_max is not None and utf8_size(text) > bytes_max:
         raise bad(f"{at}{name} must not be longer than {bytes_max} bytes.", f"{at}{name}")
     return text
@@ -347,9 +251,7 @@ def strings(fields: Object, name: str, at: str = "") -> list[str] | None:
         Rejected: 400, if it is none.
     """
     raw = fields.get(name)
-    return (
-        None if raw is None or is_null(raw) else decode(raw, list[str], f"{at}{name}", "an array of strings")
-    )
+    return None if raw is None or is_null(raw) else decode(raw, _TEXTS, f"{at}{name}", "an array of strings")
 
 
 def string_map(fields: Object, name: str, at: str = "") -> dict[str, str] | None:
@@ -361,7 +263,7 @@ def string_map(fields: Object, name: str, at: str = "") -> dict[str, str] | None
     raw = fields.get(name)
     if raw is None or is_null(raw):
         return None
-    return decode(raw, dict[str, str], f"{at}{name}", "an object of strings")  # type: ignore[no-any-return]
+    return decode(raw, _TEXT_MAP, f"{at}{name}", "an object of strings")
 
 
 def array(
@@ -375,7 +277,7 @@ def array(
     raw = fields.get(name)
     if raw is None or is_null(raw):
         return None
-    items: list[msgspec.Raw] = decode(raw, list[msgspec.Raw], f"{at}{name}", "an array")
+    items = decode(raw, RAWS, f"{at}{name}", "an array")
     if items_max is not None and len(items) > items_max:
         raise bad(
             f"{at}{name} must not hold more than {items_max} elements, not {len(items)}.", f"{at}{name}"
@@ -411,7 +313,7 @@ def as_object(raw: msgspec.Raw, param: str) -> Object:
     Raises:
         Rejected: 400, if it is none.
     """
-    return decode(raw, Object, param, "an object")  # type: ignore[no-any-return]
+    return decode(raw, OBJECT, param, "an object")
 
 
 def required(value: T | None, param: str) -> T:
@@ -534,5 +436,6 @@ def check_types(fields: Object, checks: Mapping[str, Check], at: str = "") -> No
     Raises:
         Rejected: 400, naming the first field at fault.
     """
-    for name in fields.keys() & checks.keys():
-        checks[name](fields, name, at)
+    for name in fields:
+        if name in checks:
+            checks[name](fields, name, at)

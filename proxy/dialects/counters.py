@@ -8,7 +8,7 @@ from attrs import define, field
 
 from pricing.usage import COUNT_MAX
 
-_MOST: Final = COUNT_MAX // 4
+COUNTER_MAX: Final = COUNT_MAX // 4
 """Above this no counter is believed; a few of them added up still fit into a bucket."""
 
 _NAME: Final = re.compile(r"[^A-Za-z0-9_.:-]+", re.ASCII)
@@ -32,11 +32,11 @@ class Counters:
     def count(self, name: str) -> int | None:
         """One counter."""
         value = self.raw.get(name)
-        if value is None or (value.__class__ is int and 0 <= value <= _MOST):
+        if value is None or (value.__class__ is int and 0 <= value <= COUNTER_MAX):
             return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= COUNTER_MAX:
             self.flags.add(flag("odd_counter", name))
             return None
         return value

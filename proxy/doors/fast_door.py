@@ -20,7 +20,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from proxy.doors.alarms import Alarm
+from proxy.alarms import Alarm
 from proxy.doors.asgi import AppAnswer, scope_of
 from proxy.doors.connection import Connection
 from proxy.doors.fast_reply import FastReply
@@ -76,6 +76,7 @@ class FastConnection:
         alarm: for what the client has to send, or for the heartbeats of the answer under way.
         closing: the present answer is the last.
         chunks: the client understands chunks.
+        now: trio's clock.
     """
 
     house: House
@@ -86,7 +87,8 @@ class FastConnection:
     chunks: bool = field(default=True, init=False)
     _guard: Guard = field(init=False)
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
-    _idle_since: float = field(factory=trio.current_time, init=False)
+    now: Callable[[], float] = field(init=False)
+    _idle_since: float = field(init=False)
     _answered: int = field(default=0, init=False)
     _reading: bool = field(default=False, init=False)
     """Between answers: whoever goes down may wake us."""
@@ -106,6 +108,8 @@ class FastConnection:
         self._guard = Guard(self.house.settings.header_bytes_max)
         self.wire = wire_of(self.stream, self.house.settings.write_seconds, self._let_go)
         self.alarm = self.house.alarms.new()
+        self.now = self.house.alarms.now
+        self._idle_since = self.now()
 
     # Its life
 
@@ -151,6 +155,7 @@ class FastConnection:
     async def _hand_on(self, read: bytes) -> None:
         """Have the other door's connection go on from here."""
         self._let_go()
+        self.wire.hand_on()
         self.house.connections.discard(self)
         await Connection(self.house, self.stream, read + self._guard.rest()).run()
 
@@ -188,7 +193,7 @@ class FastConnection:
         due, begun = self._idle_since + seconds, False
         while not (head := guard.take()):
             if not begun and not guard.idle:
-                due, begun = trio.current_time() + settings.header_seconds, True
+                due, begun = self.now() + settings.header_seconds, True
             data = await self._read_between(due)
             if data is None and not guard.idle and not self.house.going_down:
                 raise Refused(408, TOO_SLOW)
@@ -259,14 +264,14 @@ class FastConnection:
                 await self.wire.send(CONTINUE)
             except Gone:
                 return b""
-        began, self._late = trio.current_time(), False
+        began, self._late = self.now(), False
         due = began + upload_seconds(settings, guard.body_bytes) - self._body_seconds
         self.alarm.set(due, self._ring)
         try:
             data = await self.wire.read(soon=True)
         finally:
             self.alarm.off()
-        self._body_seconds += trio.current_time() - began
+        self._body_seconds += self.now() - began
         if data is None and self._late:
             raise Refused(408, TOO_SLOW)
         return data or b""
@@ -291,7 +296,7 @@ class FastConnection:
         if guard.stage is not Stage.BODY and not stray:
             return
         seconds = STRAY_SECONDS if self._refused else self.house.settings.body_seconds_min
-        due = trio.current_time() + seconds
+        due = self.now() + seconds
         while limit > 0 and (data := await self._read_between(due)):
             limit -= len(data)
 
@@ -318,7 +323,7 @@ class FastConnection:
             return False
         self._guard.next_request()
         self._answered += 1
-        self._idle_since = trio.current_time()
+        self._idle_since = self.now()
         return True
 
     async def _fork(self, head: Head) -> bool:

@@ -7,8 +7,8 @@ from typing import Protocol
 import trio
 from attrs import define, field
 
-from proxy.doors.alarms import Alarm
-from proxy.doors.heads import CHUNKED, LAST_CHUNK, checked, chunk, lines
+from proxy.alarms import Alarm
+from proxy.doors.heads import CHUNKED, LAST_CHUNK, chunk, lines
 from proxy.doors.reply import Standing
 from proxy.doors.wire import Gone, Wire
 
@@ -20,11 +20,13 @@ class Carrier(Protocol):
         wire: where bytes go.
         alarm: nobody else's while the answer is under way.
         chunks: the client understands chunks (HTTP/1.1); an older one reads until the connection is closed.
+        now: trio's clock.
     """
 
     wire: Wire
     alarm: Alarm
     chunks: bool
+    now: Callable[[], float]
 
     def cancel(self) -> None:
         """Cancel the request."""
@@ -69,16 +71,16 @@ class FastReply(Standing):
         if self._sending:
             await self._wait_turn()
         if not self._gone:
-            await self._write(chunk)
+            await self._send(self._framed(chunk))
+            self.silent_since = self._carrier.now()
         if self._gone and not self._mute:
             await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
 
-    async def _write(self, data: bytes) -> None:
-        framed = chunk(data) if self._carrier.chunks else data
-        if not self._started:
-            framed = self._head(CHUNKED if self._carrier.chunks else b"", whole=False) + framed
-        await self._send(framed)
-        self.silent_since = trio.current_time()
+    def _framed(self, data: bytes) -> bytes:
+        """A part of the body as it is sent; with the head, where that has not left."""
+        chunks = self._carrier.chunks
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if chunks else data
+        return framed if self._started else self._head(CHUNKED if chunks else b"", whole=False) + framed
 
     async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Write the withheld end and finish; an answer of which nothing has left gets its length."""
@@ -89,7 +91,7 @@ class FastReply(Standing):
         self._ending = True
         if not self._started:
             if headers:
-                self._own_headers.update(checked(headers))
+                self._own_headers = {**self._own_headers, **headers}
             data = self._head(b"content-length: %d\r\n" % len(tail), whole=True) + tail
         elif self._carrier.chunks:
             data = chunk(tail) + LAST_CHUNK
@@ -99,8 +101,8 @@ class FastReply(Standing):
 
     def _head(self, framing: bytes, *, whole: bool) -> bytes:
         assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
+        headers = self._all_headers()
         self._started = True
-        headers = self._headers | self._own_headers
         opening = self._carrier.opening(self._status, whole=whole)
         return b"".join((opening, self._constant, lines(headers), framing, b"\r\n"))
 
@@ -139,7 +141,8 @@ class FastReply(Standing):
             await self._wait_turn()
         if not self._ending and not self._gone and wanted():
             self._announce_stream()
-            await self._write(heartbeat)
+            await self._send(self._framed(heartbeat))
+            self.silent_since = self._carrier.now()
 
 
 @define(eq=False)
@@ -154,7 +157,7 @@ class FastHeartbeats:
 
     async def __aenter__(self) -> None:
         if self._heartbeat:
-            self._reply.silent_since = trio.current_time()
+            self._reply.silent_since = self._carrier.now()
             self._set()
 
     async def __aexit__(
@@ -173,7 +176,7 @@ class FastHeartbeats:
     def _ring(self) -> None:
         if self._over or self._reply.client_gone:
             return
-        if trio.current_time() < self._reply.silent_since + self._after_seconds:
+        if self._carrier.now() < self._reply.silent_since + self._after_seconds:
             self._set()  # something was written meanwhile
         else:
             self._carrier.beside(self._beat)

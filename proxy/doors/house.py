@@ -9,8 +9,8 @@ from attrs import define, field
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
+from proxy.alarms import Alarms
 from proxy.config import RequestLimits, Server
-from proxy.doors.alarms import Alarms
 from proxy.doors.fork import Door, Log, dialect_asked, named
 from proxy.doors.guard import Guard, Refused, refusal
 from proxy.doors.hangups import Hangups

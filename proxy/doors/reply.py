@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 from attrs import define, field
 
-from proxy.doors.heads import check, checked
+from proxy.doors.heads import check
 
 STREAM_HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -38,7 +38,7 @@ class Standing:
     _headers: dict[str, str] = field(factory=dict, init=False)
     """What leaves with the status line whatever it is, and what was noted since."""
     _status: int | None = field(default=None, init=False)
-    _own_headers: dict[str, str] = field(factory=dict, init=False)
+    _own_headers: Mapping[str, str] = field(factory=dict, init=False)
     _started: bool = field(default=False, init=False)
     _ending: bool = field(default=False, init=False)
     _gone: bool = field(default=False, init=False)
@@ -85,20 +85,28 @@ class Standing:
         raise NotImplementedError
 
     def note(self, headers: Mapping[str, str]) -> None:
-        """Add headers to those that leave with the status line."""
-        check(headers)
+        """Add headers to those that leave with the status line, where they are checked."""
         self._headers.update(headers)
 
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Note status and headers; dropped if a heartbeat has sent the status line already."""
-        headers = checked(headers)
         if not self._started:
             self._status, self._own_headers = status, headers
 
     def _announce_stream(self) -> None:
         """A heartbeat comes first: only a stream can be what follows."""
         if self._status is None:
-            self._status, self._own_headers = 200, STREAM_HEADERS | self._headers
+            self._status, self._own_headers = 200, {**STREAM_HEADERS, **self._headers}
+
+    def _all_headers(self) -> dict[str, str]:
+        """Headers as they leave, checked once for all of them; a bad one leaves the answer where it was.
+
+        Raises:
+            ValueError: one that could break out of its line.
+        """
+        headers = {**self._headers, **self._own_headers}
+        check(headers)
+        return headers
 
 
 @define(eq=False)
@@ -146,7 +154,7 @@ class DoorReply(Standing):
             self._ending = True
             if not self._started:
                 length = {"content-length": str(len(tail))}
-                self._own_headers.update(checked(headers or {}) | length)
+                self._own_headers = {**self._own_headers, **(headers or {}), **length}
             await self._begin()
             await self._send({"type": "http.response.body", "body": tail, "more_body": False})
 
@@ -154,8 +162,8 @@ class DoorReply(Standing):
         if self._started:
             return
         assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
+        headers = self._all_headers()
         self._started = True
-        headers = self._headers | self._own_headers
         lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": self._status, "headers": lines})
 

@@ -19,8 +19,8 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 
+from proxy.alarms import Alarms
 from proxy.config import RequestLimits, Server
-from proxy.doors.alarms import Alarms
 from proxy.doors.connection import Connection
 from proxy.doors.fast_door import FastConnection
 from proxy.doors.fork import Door, Log

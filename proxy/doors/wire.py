@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 
 from proxy.doors.house import LINGER_NOT, READ_BYTES, SEND_BYTES
+from proxy.readiness import Watch, readiness
 
 AT_ONCE_MAX: Final = 16
 """After so many reads and sends that did not wait, others get their turn (and cancellation is seen)."""
@@ -58,6 +59,10 @@ class Wire(Protocol):
         """
         ...
 
+    def hand_on(self) -> None:
+        """Somebody else reads and sends from now on."""
+        ...
+
     def finish(self) -> None:
         """Say that nothing more will be sent."""
         ...
@@ -84,39 +89,46 @@ class PlainWire:
     _before_close: Callable[[], None]
     _descriptor: int = field(init=False)
     """-1 once it is closed: the number may be somebody else's by then."""
+    _watch: Watch = field(init=False)
     _at_once: int = 0
 
     def __attrs_post_init__(self) -> None:
         self._descriptor = self.sock.fileno()
+        self._watch = readiness().watch(self._descriptor)
 
     async def read(self, *, soon: bool = False) -> bytes | None:
         """Wait for bytes; `b""` if the client has gone, `None` if `wake` was called."""
-        if soon and self._at_once < AT_ONCE_MAX and (data := self.read_now()):
+        watch = self._watch
+        if soon and watch.readable and self._at_once < AT_ONCE_MAX and (data := self.read_now()):
             self._at_once += 1
             return data
         try:
-            while self._descriptor >= 0:
-                await trio.lowlevel.wait_readable(self._descriptor)
+            while await watch.wait():
                 self._at_once = 0
                 try:
-                    return os.read(self._descriptor, READ_BYTES) if self._descriptor >= 0 else b""
+                    data = os.read(self._descriptor, READ_BYTES)
                 except BlockingIOError:
-                    continue
-        except trio.ClosedResourceError:
-            return None if self._descriptor >= 0 else b""
-        except OSError:
-            pass
-        return b""
+                    watch.drained()
+                else:
+                    if len(data) < READ_BYTES:
+                        watch.drained()
+                    return data
+        except (OSError, trio.ClosedResourceError):
+            return b""
+        return None
 
     def wake(self) -> None:
         """End the present wait for bytes."""
-        if self._descriptor >= 0:
-            trio.lowlevel.notify_closing(self._descriptor)  # it wakes who waits, and does no more
+        self._watch.wake()
 
     def read_now(self) -> bytes:
         """Read what is there."""
-        with suppress(OSError):
+        try:
             return os.read(self._descriptor, READ_BYTES) if self._descriptor >= 0 else b""
+        except BlockingIOError:
+            self._watch.drained()
+        except OSError:
+            pass  # the next wait finds it
         return b""
 
     async def send(self, data: bytes) -> None:
@@ -158,6 +170,10 @@ class PlainWire:
             self.close(reset=deadline.cancelled_caught)
             raise Gone
 
+    def hand_on(self) -> None:
+        """Somebody else reads and sends from now on."""
+        self._watch.forget()
+
     def finish(self) -> None:
         """Say that nothing more will be sent."""
         with suppress(OSError):
@@ -167,6 +183,7 @@ class PlainWire:
         """Close at once."""
         if self._descriptor >= 0:
             self._before_close()
+            self._watch.forget()
             self._descriptor = -1
             close(self.sock, reset=reset)
 
@@ -220,6 +237,9 @@ class TlsWire:
         except trio.Cancelled:
             self.close(reset=True)
             raise
+
+    def hand_on(self) -> None:
+        """Nothing here knows of the socket but its stream."""
 
     def finish(self) -> None:
         """TLS has no such word that clients would read as an end; what was sent says where it ends."""

@@ -27,10 +27,10 @@ from proxy.config import Account, Config
 from proxy.dialects.scrub import scrub
 from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
 from proxy.pool import Pool, Rest
-from proxy.types import Ask, Dialect, Offer, Reply, Secret
-from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange
+from proxy.types import Ask, Dialect, Offer, Reply
+from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange, NotInTime
 from proxy.upstreams.failures import Leave, ProviderFailed, judge, private
-from proxy.upstreams.providers import anthropic, gemini, openai
+from proxy.upstreams.providers import Way, anthropic, gemini, openai
 
 KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthropic, "gemini": gemini}
 
@@ -70,13 +70,16 @@ class Upstreams:
     dialects: Mapping[Any, Dialect]
     base_urls: Mapping[str, str]
     log: Log = _no_log
-    _secrets: Mapping[tuple[str, str], Secret] = field(init=False, repr=False)
+    _ways: Mapping[tuple[str, str], Way] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._secrets = {
-            (provider.name, account.name): account.api_key
+        self._ways = {
+            (provider.name, account.name): Way(
+                KINDS[provider.kind], self.base_urls[provider.name], account.api_key
+            )
             for provider in self.config.provider
             for account in provider.account or (Account(name="default"),)
+            if provider.name in self.base_urls
         }
 
     def answer(self, ask: Ask, offers: tuple[Offer, ...], hold: Hold, reply: Reply) -> "Attempts":
@@ -90,17 +93,15 @@ class Upstreams:
 
     def call(self, ask: Ask, offer: Offer) -> Call:
         """The request as this offer's provider wants it."""
-        kind = KINDS[offer.kind]
+        way = self._ways[offer.provider, offer.account]
         return Call(
-            url=kind.url(self.base_urls[offer.provider], ask, offer),
-            headers=kind.headers(self._secrets[offer.provider, offer.account], ask),
-            body=self.dialects[offer.dialect].write_request(ask, offer),
+            way.url(ask, offer), way.headers(ask), self.dialects[offer.dialect].write_request(ask, offer)
         )
 
     def private(self, offer: Offer) -> tuple[str, ...]:
         """What of the operator's must not appear in anything that a caller is told."""
-        secret = self._secrets[offer.provider, offer.account]
-        return private(self.base_urls[offer.provider], (secret.reveal(),))
+        way = self._ways[offer.provider, offer.account]
+        return private(way.base_url, (way.secret.reveal(),))
 
     def let_rest(self, offer: Offer, leave: Leave, now: float) -> None:
         """Leave an account alone for a while, and tell the operator."""
@@ -163,17 +164,18 @@ class Attempts:
 
     async def __aenter__(self) -> "OpenAnswer":
         up = self._up
-        self._ends_at = trio.current_time() + up.config.deadlines.total_seconds
+        now = trio.current_time()
+        self._ends_at = now + up.config.deadlines.total_seconds
         untried, again = list(self._offers), set[int]()
         failed: UpstreamFailed | None = None
         for _ in range(up.config.failover.attempts_max):
-            offer = up.pool.next(untried, trio.current_time())
+            offer = up.pool.next(untried, now)
             if offer is None:
                 break
             await self._may_begin(failed)
-            untried = [other for other in untried if other is not offer]
+            untried.remove(offer)
             try:
-                self._answer = await self._attempt(offer)
+                self._answer = await self._attempt(offer, now)
             except ConnectionWasStale as stale:
                 failed = stale
                 if (
@@ -188,6 +190,7 @@ class Attempts:
                     break
             else:
                 return self._answer
+            now = trio.current_time()
         raise self._nobody(failed)
 
     async def __aexit__(
@@ -213,13 +216,13 @@ class Attempts:
             await trio.lowlevel.checkpoint()
             raise UpstreamFailed(Kind.UPSTREAM_ERROR, "The client is gone.", try_another=False)
 
-    async def _attempt(self, offer: Offer) -> "OpenAnswer":
+    async def _attempt(self, offer: Offer, began: float) -> "OpenAnswer":
         """Send the request to one account, and wait until it begins to answer.
 
         Raises:
             UpstreamFailed, Rejected: it did not; its connection is closed.
         """
-        up, began = self._up, trio.current_time()
+        up = self._up
         call = up.call(self._ask, offer)
         try:
             self._hold.attempt(terms(offer, self._ask))
@@ -231,26 +234,21 @@ class Attempts:
                 metadata={"trigger": error.trigger},
             ) from error
         first_content, idle = self._patience(offer)
+        until = min(began + first_content, self._ends_at)
         self._status, exchange = 0, None
         try:
-            with trio.CancelScope(deadline=min(began + first_content, self._ends_at)):
-                await self._hold.may_be_sent()
-                exchange = await up.client.send(call, lambda: self._sending(offer))
-                await self._check(offer, exchange)
-                kept = await self._until_content(offer, exchange)
-                up.pool.succeeded(offer, began)
-                return OpenAnswer(
-                    offer, exchange, kept, self._hold.meter, self._ask.stream, idle, self._ends_at, up.config
-                )
-        except BaseException:
+            await self._hold.may_be_sent()
+            exchange = await up.client.send(call, lambda: self._sending(offer), until)
+            await self._check(offer, exchange, until)
+            kept = await self._until_content(offer, exchange, until)
+        except BaseException as error:
             await _close(exchange)
+            if isinstance(error, NotInTime):
+                raise _timed_out() from None
             raise
-        await _close(exchange)
-        raise UpstreamFailed(
-            Kind.TIMEOUT,
-            "The provider did not begin to answer in time.",
-            try_another=False,  # it has the request and may bill it: a second one would be billed as well
-            ending=Ending.TIMED_OUT,
+        up.pool.succeeded(offer, began)
+        return OpenAnswer(
+            offer, exchange, kept, self._hold.meter, self._ask.stream, idle, self._ends_at, up.config
         )
 
     def _sending(self, offer: Offer) -> None:
@@ -266,14 +264,14 @@ class Attempts:
             return deadlines.first_content_reasoning_seconds, deadlines.idle_reasoning_seconds
         return deadlines.first_content_seconds, deadlines.idle_seconds
 
-    async def _check(self, offer: Offer, exchange: Exchange) -> None:
+    async def _check(self, offer: Offer, exchange: Exchange, until: float) -> None:
         """Note the status; raise if it is not one of success, or the body is not to be read."""
         up, failover = self._up, self._up.config.failover
         self._status = exchange.status
         self._hold.answered(exchange.status, _upstream_id(offer, exchange))
         if not 200 <= exchange.status < 300:
             try:
-                body = await self._error_body(exchange)
+                body = await self._error_body(exchange, until)
             except BaseException:
                 self._hold.attempt_failed(
                     Ending.REFUSED, exchange.status
@@ -289,29 +287,32 @@ class Attempts:
             message = "The provider's answer cannot be read."
             raise ProviderFailed(Kind.UPSTREAM_ERROR, message, leave, ending=Ending.BROKEN)
 
-    async def _error_body(self, exchange: Exchange) -> bytes:
+    async def _error_body(self, exchange: Exchange, until: float) -> bytes:
         """As much of an error answer as comes in time, within its bound."""
         body, bytes_max = bytearray(), self._up.config.failover.error_bytes_max
-        with trio.move_on_after(ERROR_SECONDS):
-            try:
-                while len(body) < bytes_max and (chunk := await exchange.read()):
-                    body += chunk
-            except StreamBroken:
-                pass  # the status says enough
+        until = min(until, trio.current_time() + ERROR_SECONDS)
+        try:
+            while len(body) < bytes_max and (chunk := await exchange.read(until)):
+                body += chunk
+        except StreamBroken:
+            pass  # the status says enough
         return bytes(body[:bytes_max])
 
-    async def _until_content(self, offer: Offer, exchange: Exchange) -> bytes:
+    async def _until_content(self, offer: Offer, exchange: Exchange, until: float) -> bytes:
         """Read a stream up to where its content begins; of any other answer the status is enough.
 
         Raises:
             UpstreamFailed: it failed before that.
+            NotInTime: no content came by then.
         """
         if not self._ask.stream:
             return b""
         prelude, kept = self._up.dialects[offer.dialect].prelude(), bytearray()
         try:
             while len(kept) < self._up.config.limits.frame_bytes_max:
-                chunk = await exchange.read()
+                chunk = await exchange.read(until)
+                if chunk is None:
+                    raise NotInTime
                 if not chunk:
                     raise _broken("The provider's answer ended before it began.")
                 kept += chunk
@@ -375,9 +376,11 @@ class OpenAnswer:
     _idle_left: float = field(init=False)
     _frames: int = field(default=-1, init=False)
     _close_at: float = field(default=math.inf, init=False)
+    _now: Callable[[], float] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._idle_left = self._idle_seconds
+        self._now = trio.lowlevel.current_clock().current_time  # trio's own way there is three calls longer
         self.status = self._exchange.status
         self.headers = {
             name: value
@@ -413,12 +416,12 @@ class OpenAnswer:
 
     async def _wait(self) -> bytes:
         """Read on under the deadlines; `b""` where the provider should have closed by now."""
-        began = trio.current_time()
+        began = self._now()
         if self._meter.content_frames != self._frames:
             self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
-        with trio.CancelScope(deadline=min(began + self._idle_left, self._ends_at, self._close_at)):
-            chunk: bytes = await self._exchange.read()
-            self._idle_left = max(self._idle_left - (trio.current_time() - began), 0.0)
+        chunk = await self._exchange.read(min(began + self._idle_left, self._ends_at, self._close_at))
+        if chunk is not None:
+            self._idle_left = max(self._idle_left - (self._now() - began), 0.0)
             return chunk
         if self._is_closing:
             return b""
@@ -445,6 +448,15 @@ def _upstream_id(offer: Offer, exchange: Exchange) -> str | None:
         if value and value.isascii() and value.isprintable():
             return str(value[:200])
     return None
+
+
+def _timed_out() -> UpstreamFailed:
+    return UpstreamFailed(
+        Kind.TIMEOUT,
+        "The provider did not begin to answer in time.",
+        try_another=False,  # it has the request and may bill it: a second one would be billed as well
+        ending=Ending.TIMED_OUT,
+    )
 
 
 def _broken(message: str) -> UpstreamFailed:

@@ -12,6 +12,7 @@ connections. Where a proxy stands in between, all goes through httpx's own trans
 import re
 import ssl
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 import httpx
@@ -19,28 +20,30 @@ import trio
 from attrs import define, field, frozen
 
 from proxy.errors import UpstreamFailed
+from proxy.types import Headers
 from proxy.upstreams.exchange import (
     STALE_SECONDS,
     Call,
     Client,
     ConnectionWasStale,
     Exchange,
+    NotInTime,
     misconfigured,
     unreached,
 )
-from proxy.upstreams.http1 import NoAnswer, ask, head_of
+from proxy.upstreams.http1 import NoAnswer, ask, lines_of
 from proxy.upstreams.origin import Bounds, NoSlot
 from proxy.upstreams.proxied import Proxied
 from proxy.upstreams.transport import Certificate, Transport, trust
 from proxy.upstreams.wire import Address, Unreachable
 
-__all__ = ["STALE_SECONDS", "Call", "Client", "ConnectionWasStale", "Exchange", "HttpClient"]
+__all__ = ["STALE_SECONDS", "Call", "Client", "ConnectionWasStale", "Exchange", "HttpClient", "NotInTime"]
 
 CLOSE_SECONDS: Final = 1.0
 """Bound of the shield under which everything is closed; closing sockets takes none of it."""
 
 TARGETS_MAX: Final = 1024
-"""Addresses whose reading is remembered; with models in the path there may be some hundreds."""
+"""Addresses, and sets of headers, that are remembered; with models in the path there may be some hundreds."""
 
 _is_target: Final = re.compile(r"/[!-~]*").fullmatch
 
@@ -83,6 +86,8 @@ class HttpClient:
     _transport: Transport | None = field(default=None, init=False)
     _proxied: Proxied | None = field(default=None, init=False)
     _targets: dict[str, _Target] = field(factory=dict, init=False)
+    _lines: dict[Headers, str] = field(factory=dict, init=False, repr=False)
+    """What headers look like on the wire: an account's are the same for nearly all of its requests."""
 
     def __attrs_post_init__(self) -> None:
         context = trust(self.verify, self.certificate)
@@ -93,25 +98,28 @@ class HttpClient:
             self._proxied = Proxied(self.proxy, context, self.connect_seconds, self.bounds)
             self.http = self._proxied.http
 
-    async def send(self, call: Call, sending: Callable[[], None]) -> Exchange:
+    async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
         """See `Client.send`."""
         if self._transport is None:
             assert self._proxied is not None  # noqa: S101 - for the type checker
-            return await self._proxied.send(call, sending)
+            return await self._proxied.send(call, sending, until)
         try:
             target = self._targets.get(call.url) or self._read(call.url)
-            head = head_of(target.first, call.headers, len(call.body))
+            lines = self._lines.get(call.headers) or self._write(call.headers)
         except (httpx.InvalidURL, ValueError):
             # without the cause: it may quote a header, and so the credential
             raise misconfigured() from None
-        origins = self._transport.origins
+        head = f"{target.first}content-length: {len(call.body)}\r\n{lines}\r\n".encode("latin-1")
+        origins, began = self._transport.origins, trio.current_time()
         try:
-            connection = origins.lend_kept(target.address) or await origins.lend(
-                target.address, self.connect_seconds, self.connect_seconds
-            )
-            return await ask(connection, head, call.body, sending)
+            connection = origins.lend_kept(target.address, began)
+            if connection is None:
+                seconds = min(self.connect_seconds, until - began)
+                connection = await origins.lend(target.address, seconds, seconds)
+                began = trio.current_time()
+            return await ask(connection, head, call.body, sending, until)
         except NoAnswer as error:
-            raise _unanswered(error) from error
+            raise _unanswered(error, trio.current_time() - began) from error
         except (Unreachable, NoSlot, trio.ClosedResourceError) as error:
             raise _unreachable(error) from error
 
@@ -134,17 +142,29 @@ class HttpClient:
         self._targets[url] = read
         return read
 
+    def _write(self, headers: Headers) -> str:
+        """Write headers, and remember how.
+
+        Raises:
+            ValueError: they cannot be sent.
+        """
+        lines = lines_of(headers)
+        if len(self._lines) >= TARGETS_MAX:
+            self._lines.clear()
+        self._lines[headers] = lines
+        return lines
+
     async def aclose(self) -> None:
         """Close all connections."""
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await self.http.aclose()
 
 
-def _unanswered(error: NoAnswer) -> UpstreamFailed:
+def _unanswered(error: NoAnswer, after_seconds: float) -> UpstreamFailed:
     """What it means that a request left and no answer came."""
     if error.odd:
         return unreached("The provider's answer cannot be read.")
-    soon = trio.current_time() - error.sent_at < STALE_SECONDS
+    soon = after_seconds < STALE_SECONDS
     kind = ConnectionWasStale if error.reused and not error.heard and soon else UpstreamFailed
     return unreached("The provider closed the connection without an answer.", kind)
 

@@ -1,6 +1,7 @@
 """What it is to ask a provider: a call goes out, an open answer comes back, or it is said how that failed."""
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final, Protocol
 
 from attrs import field, frozen
@@ -46,8 +47,13 @@ class Exchange(Protocol):
         """
         ...
 
-    async def read(self) -> bytes:
-        """The next bytes as they came, or `b""` at the end; whoever is cancelled here has lost none of them.
+    async def read(self, until: float = inf) -> bytes | None:
+        """The next bytes as they came, `b""` at the end, or `None` if there were none in time.
+
+        Whoever is cancelled here has lost none of them.
+
+        Args:
+            until: how long to wait; on trio's clock.
 
         Raises:
             StreamBroken: the connection broke off.
@@ -62,18 +68,24 @@ class Exchange(Protocol):
 class Client(Protocol):
     """Whatever can reach a provider; `HttpClient`, or a fake."""
 
-    async def send(self, call: Call, sending: Callable[[], None]) -> Exchange:
+    async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
         """Send a request and wait for the status line.
 
         Args:
             call: what to send.
             sending: called once, just before the first byte of it leaves; never, if no connection came about.
+            until: when the status line has to be here; on trio's clock.
 
         Raises:
+            NotInTime: it was not.
             UpstreamFailed: it could not be reached, or closed without an answer.
             ConnectionWasStale: the same, on a connection kept from before: the provider may be well.
         """
         ...
+
+
+class NotInTime(Exception):
+    """An answer had not begun when it had to have."""
 
 
 class ConnectionWasStale(UpstreamFailed):

@@ -17,6 +17,7 @@ after some turns in a row it steps back, so that one quick provider does not kee
 
 import re
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Final, Protocol
 
 import httptools
@@ -24,6 +25,7 @@ import trio
 from attrs import define, field
 
 from proxy.errors import Kind, StreamBroken
+from proxy.upstreams.exchange import NotInTime
 from proxy.upstreams.wire import Wire
 
 HEAD_BYTES_MAX: Final = 65_536
@@ -74,15 +76,13 @@ class NoAnswer(Exception):
     Attributes:
         reused: its connection had carried an answer before.
         heard: whether any byte came.
-        sent_at: when its first byte left.
         odd: what came was not HTTP.
     """
 
-    def __init__(self, message: str, *, reused: bool, heard: bool, sent_at: float, odd: bool) -> None:
+    def __init__(self, message: str, *, reused: bool, heard: bool, odd: bool) -> None:
         super().__init__(message)
         self.reused = reused
         self.heard = heard
-        self.sent_at = sent_at
         self.odd = odd
 
 
@@ -105,24 +105,18 @@ class Lent(Protocol):
         ...
 
 
-def head_of(first: str, headers: tuple[tuple[str, str], ...], length: int) -> bytes:
-    """Write the head of a request that has a body of known length.
-
-    Args:
-        first: request line and host, each with its line end.
-        headers: the caller's own.
-        length: of the body, in bytes.
+def lines_of(headers: tuple[tuple[str, str], ...]) -> str:
+    """Write a caller's headers.
 
     Raises:
         ValueError: a name or value cannot be sent, or is not the caller's to set.
     """
-    lines = [first, f"content-length: {length}\r\n"]
+    lines = []
     for name, value in headers:
         if name.lower() in _OURS:
             raise ValueError("a header that is not the caller's to set")
         lines.append(line_of(name, value))
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+    return "".join(lines)
 
 
 def line_of(name: str, value: str) -> str:
@@ -136,7 +130,9 @@ def line_of(name: str, value: str) -> str:
     return f"{name}: {value}\r\n"
 
 
-async def ask(connection: Lent, head: bytes, body: bytes, sending: Callable[[], None]) -> "Answer":
+async def ask(
+    connection: Lent, head: bytes, body: bytes, sending: Callable[[], None], until: float = inf
+) -> "Answer":
     """Send a request and wait for the head of its answer; the connection is the answer's from here on.
 
     Args:
@@ -144,15 +140,17 @@ async def ask(connection: Lent, head: bytes, body: bytes, sending: Callable[[], 
         head: with its blank line.
         body: as long as the head says.
         sending: called just before the first byte leaves; from there to that byte nothing waits.
+        until: when the head has to be here; on trio's clock.
 
     Raises:
         NoAnswer: none came.
+        NotInTime: it was not here by then.
     """
     try:
         await trio.lowlevel.checkpoint_if_cancelled()  # whoever was cancelled by now has sent nothing
         sending()
         answer = Answer(connection)
-        await answer.begin(head, body)
+        await answer.begin(head, body, until)
     except BaseException:
         connection.close()
         raise
@@ -181,7 +179,6 @@ class Answer:
     reason: bytes = field(default=b"", init=False)
     on_body: Callable[[bytes], None] = field(init=False)
     _wire: Wire = field(init=False)
-    _sent_at: float = field(init=False)
     _unsent: bool = field(default=False, init=False)
     """The request did not leave in whole: the connection is of no further use."""
     _heard: bool = field(default=False, init=False)
@@ -218,24 +215,25 @@ class Answer:
     def __attrs_post_init__(self) -> None:
         assert self._connection is not None  # noqa: S101 - for the type checker
         self._wire = self._connection.wire
-        self._sent_at = trio.current_time()
         self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
 
     # Sending the request, and waiting for the head
 
-    async def begin(self, head: bytes, body: bytes) -> None:
+    async def begin(self, head: bytes, body: bytes, until: float = inf) -> None:
         """Send a request and wait for the head of the answer.
 
         Raises:
             NoAnswer: none came.
+            NotInTime: it was not here by then.
         """
         try:
             if not self._wire.send(head, body):
-                await self.upload(self.flush)
+                with trio.CancelScope(deadline=until):
+                    await self.upload(self.flush)
         except OSError:
             self._unsent = True  # the answer may say why: it is waited for all the same
-        await self.head()
+        await self.head(until)
 
     async def flush(self) -> None:
         """Wait until all that was given to the wire has left."""
@@ -276,15 +274,17 @@ class Answer:
             if self.status >= 300 or self._over:  # refused, or answered in full already
                 sending.cancel()
 
-    async def head(self) -> None:
+    async def head(self, until: float = inf) -> None:
         """Wait for the head of the answer.
 
         Raises:
             NoAnswer: none came.
+            NotInTime: it was not here by then.
         """
         try:
             while self._in_head:
-                await self._wire.readable()
+                if not await self._wire.readable(until):
+                    raise NotInTime
                 self._receive_head()
         except (OSError, trio.ClosedResourceError) as error:
             raise self._no_answer("the connection broke") from error
@@ -304,7 +304,7 @@ class Answer:
         assert self._connection is not None  # noqa: S101 - for the type checker
         reused = self._connection.reused
         self._close()
-        return NoAnswer(message, reused=reused, heard=self._heard, sent_at=self._sent_at, odd=odd)
+        return NoAnswer(message, reused=reused, heard=self._heard, odd=odd)
 
     def _feed_head(self, data: bytes) -> None:
         self._heard = True
@@ -406,10 +406,15 @@ class Answer:
             first, self._first = self._first, b""
             return first
         while not self._over:
+            if self._broken:
+                raise StreamBroken(Kind.UPSTREAM_ERROR, self._broken)
             if self._turns <= 0:
                 self._turns, self._must_wait = TURNS, _TURN
                 return None
-            data = self._receive()
+            try:
+                data = self._wire.receive()
+            except OSError:
+                raise self._breaks("The provider's answer broke off.") from None
             if data is None:
                 self._must_wait = _BYTES
                 return None
@@ -418,12 +423,13 @@ class Answer:
                 return body
         return b""
 
-    async def read(self) -> bytes:
+    async def read(self, until: float = inf) -> bytes | None:
         """See `Exchange`."""
         while True:
             if self._must_wait == _BYTES:
                 try:
-                    await self._wire.readable()
+                    if not await self._wire.readable(until):
+                        return None
                 except (OSError, trio.ClosedResourceError):
                     if not self._over:  # it was not we who closed it
                         raise self._breaks("The provider's answer broke off.") from None
@@ -439,23 +445,14 @@ class Answer:
         self._over = True
         self._close()
 
-    def _receive(self) -> bytes | None:
-        """What the wire has, or `None`; at the end of a body that only closing ends, nothing."""
-        if self._broken:
-            raise StreamBroken(Kind.UPSTREAM_ERROR, self._broken)
-        try:
-            data = self._wire.receive()
-        except OSError:
-            raise self._breaks("The provider's answer broke off.") from None
-        if data == b"":
-            if self._left != _UNTIL_CLOSE:
+    def _take(self, data: bytes) -> bytes:
+        """Take bytes that came after the head, or the end that is none; gives what of the body is in them."""
+        left = self._left
+        if not data and left != 0:
+            if left != _UNTIL_CLOSE:
                 raise self._breaks("The provider's answer broke off.")
             self._is_over(clean=False)
-        return data
-
-    def _take(self, data: bytes) -> bytes:
-        """Take bytes that came after the head; gives what of the body is in them."""
-        left = self._left
+            return b""
         if left == _CHUNKED:
             return self._take_chunks(data)
         if left == _UNTIL_CLOSE:

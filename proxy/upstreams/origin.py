@@ -125,7 +125,7 @@ class Origins:
             for origin in self._origins.values()
         )
 
-    def lend_kept(self, address: Address) -> Connection | None:
+    def lend_kept(self, address: Address, now: float) -> Connection | None:
         """Lend a connection that is there, without waiting; `None` if there is none, or a queue."""
         origin = self._origins.get(address)
         if origin is None or not origin.kept:
@@ -134,7 +134,7 @@ class Origins:
             origin.slots.acquire_nowait()
         except trio.WouldBlock:
             return None
-        connection = self._from_kept(origin)
+        connection = self._from_kept(origin, now)
         if connection is None:
             self._free(origin)
         return connection
@@ -153,7 +153,7 @@ class Origins:
         """
         origin = await self._slot(address, queue_seconds)
         try:
-            connection = self._from_kept(origin)
+            connection = self._from_kept(origin, trio.current_time())
             if connection is None:
                 self._may_be_used()
                 wire = await self._dial(address, connect_seconds)
@@ -192,9 +192,9 @@ class Origins:
         if self._closed:
             raise trio.ClosedResourceError("this client was closed")
 
-    def _from_kept(self, origin: _Origin) -> Connection | None:
+    def _from_kept(self, origin: _Origin, now: float) -> Connection | None:
         """The newest kept connection that is still good; those that are not are closed."""
-        good_since = trio.current_time() - self.bounds.kept_seconds
+        good_since = now - self.bounds.kept_seconds
         while origin.kept:
             connection = origin.kept.pop()
             del self._kept[connection]

@@ -27,6 +27,7 @@ from proxy.upstreams.exchange import (
     Call,
     ConnectionWasStale,
     Exchange,
+    NotInTime,
     misconfigured,
     unreached,
 )
@@ -65,8 +66,13 @@ class Proxied:
         self._timeout = httpx.Timeout(None, connect=self._connect_seconds).as_dict()
         self.http = plain_client(_Transport(self._proxy, self._context, self._bounds), self._connect_seconds)
 
-    async def send(self, call: Call, sending: Callable[[], None]) -> Exchange:
+    async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
         """See `exchange.Client.send`."""
+        with trio.CancelScope(deadline=until):
+            return await self._send(call, sending)
+        raise NotInTime
+
+    async def _send(self, call: Call, sending: Callable[[], None]) -> Exchange:
         with trio.move_on_after(self._connect_seconds * STAGES) as patience:
             watch = _Watch(sending, patience)
             request = self._request(call, watch)
@@ -209,8 +215,13 @@ class _Exchange:
         """See `exchange.Exchange`; httpx does not say what it has."""
         return None if self._chunks is not None else b""
 
-    async def read(self) -> bytes:
+    async def read(self, until: float = inf) -> bytes | None:
         """See `exchange.Exchange`."""
+        with trio.CancelScope(deadline=until):
+            return await self._read()
+        return None
+
+    async def _read(self) -> bytes:
         if self._chunks is None:
             return b""
         try:

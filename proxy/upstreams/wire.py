@@ -15,10 +15,13 @@ import ssl
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from math import inf
 from typing import Final, NamedTuple, Protocol
 
 import trio
 from attrs import define, field
+
+from proxy.readiness import Watch, readiness
 
 READ_BYTES: Final = 65_536
 """One read takes at most so much."""
@@ -69,8 +72,8 @@ class Wire(Protocol):
         """Whether it is open and there is nothing to read: only such a connection may be used again."""
         ...
 
-    def readable(self) -> Awaitable[None]:
-        """Wait until `receive` may give something; a checkpoint, and nothing is taken by it."""
+    def readable(self, until: float = inf) -> Awaitable[bool]:
+        """Wait until `receive` may give something, and take nothing; false if it was not so in time."""
         ...
 
     def writable(self) -> Awaitable[None]:
@@ -88,17 +91,26 @@ class Plain:
 
     _socket: socket.socket
     _fd: int = field(init=False)
+    _watch: Watch = field(init=False)
     _left: memoryview = field(default=memoryview(b""), init=False)
 
     def __attrs_post_init__(self) -> None:
         self._fd = self._socket.fileno()
+        self._watch = readiness().watch(self._fd)
 
     def receive(self) -> bytes | None:
         """See `Wire`."""
-        try:
-            return self._socket.recv(READ_BYTES)
-        except BlockingIOError:
+        watch = self._watch
+        if not watch.readable:
             return None
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            watch.drained()
+            return None
+        if len(data) < READ_BYTES:
+            watch.drained()
+        return data
 
     def send(self, head: bytes, body: bytes) -> bool:
         """See `Wire`."""
@@ -137,22 +149,20 @@ class Plain:
             pass
         return False
 
-    def readable(self) -> Awaitable[None]:
+    def readable(self, until: float = inf) -> Awaitable[bool]:
         """See `Wire`."""
-        return trio.lowlevel.wait_readable(self._open())  # noqa: ASYNC105 - saves a coroutine per wait
+        return self._watch.wait(until)
 
     def writable(self) -> Awaitable[None]:
         """See `Wire`."""
-        return trio.lowlevel.wait_writable(self._open())  # noqa: ASYNC105 - same
-
-    def _open(self) -> int:
         if self._fd == -1:
             raise trio.ClosedResourceError("this connection was closed")
-        return self._fd
+        return trio.lowlevel.wait_writable(self._fd)  # noqa: ASYNC105 - saves a coroutine per wait
 
     def close(self) -> None:
         """See `Wire`."""
         if self._fd != -1:
+            self._watch.forget()
             trio.lowlevel.notify_closing(self._fd)
             self._fd = -1  # the number may soon be another socket's
             self._socket.close()
@@ -259,9 +269,9 @@ class Tls:
         except OSError:
             return False
 
-    def readable(self) -> Awaitable[None]:
+    def readable(self, until: float = inf) -> Awaitable[bool]:
         """See `Wire`."""
-        return self._plain.readable()
+        return self._plain.readable(until)
 
     def writable(self) -> Awaitable[None]:
         """See `Wire`."""

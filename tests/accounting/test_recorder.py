@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from attrs import define, field
+from trio.testing import assert_no_checkpoints
 
+from accounting import recorder as recorder_module
 from accounting.journal import BooksFailed
 from accounting.ports import Overloaded, Writer
 from accounting.recorder import BACKOFF_SECONDS, STOP_TRIES, Recorder
@@ -265,6 +267,80 @@ async def test_what_comes_during_a_load_waits_for_the_next_one_in_its_time(world
             recorder.write(grant(number))
             await trio.sleep(0.1)
         assert 4 <= len(world.store.slices) <= 7
+
+
+@pytest.fixture
+def large_loads(monkeypatch):
+    """Ten records are a large load, and are forgotten one half after the other."""
+    monkeypatch.setattr(recorder_module, "LARGE_LOAD", 10)
+    monkeypatch.setattr(recorder_module, "FORGOTTEN_AT_ONCE", 5)
+
+
+async def write_in_time(recorder):
+    """Twenty records in every half second, for four."""
+    entries = [wallet(), grant(), *calls(79)]
+    for start in range(0, len(entries), 10):
+        for record in entries[start : start + 10]:
+            recorder.write(record)
+        await trio.sleep(0.25)
+
+
+@pytest.mark.usefixtures("large_loads")
+async def test_while_there_is_much_to_load_it_is_loaded_more_seldom(world, autojump_clock):
+    world.segment_bytes = 2**18
+    recorder = world.build(load_seconds=0.5)
+    async with running(recorder):
+        await write_in_time(recorder)
+        many = len(world.store.slices)
+        assert 2 <= many <= 3, "every two seconds, not every half"
+        await trio.sleep(2)
+        for number in range(1, 11):
+            recorder.write(grant(number))
+            await trio.sleep(0.25)
+        assert len(world.store.slices) - many >= 4, "it is as prompt as before once there is little"
+        assert world.store.loaded[-1][0] >= recorder.journal.seq - 6
+
+
+@pytest.mark.usefixtures("large_loads")
+async def test_loading_more_seldom_brings_no_refusals_nearer(world, autojump_clock):
+    world.segment_bytes = 2**18
+    recorder = world.build(load_seconds=0.5, unloaded_max=100)
+    async with running(recorder):
+        await write_in_time(recorder)
+        assert len(world.store.slices) >= 6
+
+
+@pytest.mark.usefixtures("large_loads")
+async def test_what_was_loaded_is_forgotten_in_parts_and_others_run_in_between(
+    world, monkeypatch, autojump_clock
+):
+    recorder = world.build()
+    lengths, loaded, load = [], trio.Event(), FakeStore.load
+
+    def load_and_tell(store, entries):
+        loaded.set()
+        return load(store, entries)
+
+    async def watch():
+        await loaded.wait()
+        while lengths[-1:] != [0]:
+            lengths.append(sum(1 for _ in recorder.unloaded_usage()))
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(FakeStore, "load", load_and_tell)
+    async with running(recorder):
+        for record in calls(10):
+            recorder.write(record)
+        async with trio.open_nursery() as watching:
+            watching.start_soon(watch)
+            await recorder.flush()
+    assert len(set(lengths)) >= 3, "all, some, and none"
+
+
+async def test_what_is_on_the_platter_is_not_waited_for(recorder, autojump_clock):
+    await recorder.durable(recorder.write(wallet()))
+    with assert_no_checkpoints():
+        await recorder.durable(1)
 
 
 async def test_the_tail_that_is_not_loaded_answers_for_a_request(world, recorder, autojump_clock):

@@ -1,7 +1,6 @@
 """Holds that roll: nothing passes that they do not cover, and what they covered is never more than the wallet had."""
 
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -12,6 +11,7 @@ from accounting.rolling import ALL, FRAMING_TOKENS, Reach
 from pricing.price import Bounds
 from pricing.usage import Meter, Reported, Usage
 from tests.accounting.ledger_fakes import CLAIM, PRICE, FakeClient, FakeWriter, World, no_cut, terms
+from tests.values import evolve
 
 KEY = Key("k1", "w1", "d1", "fb…1", 1)
 BOUNDS = Bounds(input=1000, output=100_000)

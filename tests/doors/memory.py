@@ -2,6 +2,8 @@
 
 import itertools
 from functools import cache
+from math import inf
+from unittest.mock import patch
 
 import attrs
 import httptools
@@ -9,9 +11,9 @@ import trio
 import trio.testing
 from hypercorn.trio.worker_context import WorkerContext
 
+from proxy.alarms import Alarms
 from proxy.config import RequestLimits, Server
-from proxy.doors.alarms import Alarms
-from proxy.doors.fast_door import FastConnection
+from proxy.doors import fast_door
 from proxy.doors.fork import Door
 from proxy.doors.house import House
 from proxy.doors.wire import Gone
@@ -45,7 +47,7 @@ class Hangups:
 
 
 class Wire:
-    """Gives pieces in turn, then the end, or silence until it is woken."""
+    """Gives pieces in turn, then the end, or silence until it is woken; a number is so many seconds of silence."""
 
     def __init__(self, pieces, *, stays):
         self.sock = Socket()
@@ -57,13 +59,23 @@ class Wire:
 
     async def read(self, *, soon=False):  # noqa: ARG002 - as of the real one
         await trio.lowlevel.checkpoint()
-        if self.pieces:
-            return self.pieces.pop(0)
+        while self.pieces:
+            piece = self.pieces.pop(0)
+            if isinstance(piece, bytes):
+                return piece
+            if not await self._silence(piece):
+                return b"" if self.closed else None
         if not self.stays or self.closed:
             return b""
-        with trio.CancelScope() as self._waiting:
-            await trio.sleep_forever()
+        await self._silence(inf)
         return b"" if self.closed else None
+
+    async def _silence(self, seconds):
+        """Wait; false if it was cut short by a call of `wake`."""
+        with trio.CancelScope() as self._waiting:
+            await trio.sleep(seconds)
+            return True
+        return False
 
     def wake(self):
         if self._waiting is not None:
@@ -77,6 +89,9 @@ class Wire:
         if self.closed or self.finished:
             raise Gone
         self.sent.append(data)
+
+    def hand_on(self):
+        pass
 
     def finish(self):
         self.finished = True
@@ -175,7 +190,7 @@ def converse(pieces, *, respond=echo, app=pages, stays=False, **settings):
     """Let one connection read pieces, on virtual time; gives what became of it.
 
     Args:
-        pieces: as they are read, one by one.
+        pieces: as they are read, one by one; between them numbers, of seconds in which nothing comes.
         respond: the request path.
         app: what answers everything else.
         stays: the client waits after its last byte, instead of closing.
@@ -202,8 +217,9 @@ def converse(pieces, *, respond=echo, app=pages, stays=False, **settings):
             door,
         )
         house.alarms, house.hangups = Alarms(house.failed), Hangups()
-        connection = FastConnection(house, Stream())
-        wire = connection.wire = Wire(pieces, stays=stays)
+        wire = Wire(pieces, stays=stays)
+        with patch.object(fast_door, "wire_of", lambda *_: wire):
+            connection = fast_door.FastConnection(house, Stream())
         async with trio.open_nursery() as house.helpers:
             house.helpers.start_soon(house.alarms.run)
             with trio.fail_after(10_000):

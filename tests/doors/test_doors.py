@@ -19,6 +19,8 @@ POST = b"POST /v1/messages HTTP/1.1\r\n"
 ASK = POST + b"host: a\r\n"
 EMPTY = ASK + b"content-length: 0\r\n\r\n"
 CHUNKED = ASK + b"transfer-encoding: chunked\r\n\r\n"
+OLD = b"POST /v1/messages HTTP/1.0\r\nhost: a\r\n"
+UPGRADE = b"GET /v1/messages HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\n"
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
@@ -45,7 +47,7 @@ SMUGGLING = {
     "TE unknown": sized(b"transfer-encoding: xchunked") + b"0\r\n\r\n",
     "TE with tab": sized(b"transfer-encoding:\tchunked\x0b") + b"0\r\n\r\n",
     "TE quoted": sized(b'transfer-encoding: "chunked"') + b"0\r\n\r\n",
-    "TE old": b"POST /v1/messages HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "TE old": OLD + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "TE space before colon": sized(b"transfer-encoding : chunked") + b"0\r\n\r\n",
     "TE folded": sized(b"transfer-encoding:", b" chunked") + b"0\r\n\r\n",
     "TE null": sized(b"transfer-encoding: chunked\x00") + b"0\r\n\r\n",
@@ -87,6 +89,59 @@ SMUGGLING = {
     "h2c": sized(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABk"),
     "h2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "two keys": sized(b"x-api-key: a", b"x-api-key: b", b"content-length: 0"),
+    "TE with trailing comma": sized(b"transfer-encoding: chunked,") + b"0\r\n\r\n",
+    "TE empty": sized(b"transfer-encoding:", b"content-length: 0"),
+    "TE empty alone": sized(b"transfer-encoding:"),
+    "TE after vertical tab": sized(b"transfer-encoding: \x0bchunked") + b"0\r\n\r\n",
+    "TE with parameter": sized(b"transfer-encoding: chunked;q=1") + b"0\r\n\r\n",
+    "TE gzip chunked": sized(b"transfer-encoding: gzip, chunked") + b"0\r\n\r\n",
+    "TE without a colon space": sized(b"transfer-encoding chunked") + b"0\r\n\r\n",
+    "CL folded": sized(b"content-length:", b" 0"),
+    "CL null": sized(b"content-length: 0\x00"),
+    "CL tab name": sized(b"content-length\t: 0"),
+    "CL float": sized(b"content-length: 0.0"),
+    "CL and TE in 1.0": OLD + b"content-length: 0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunk size space before": CHUNKED + b" 1\r\na\r\n0\r\n\r\n",
+    "chunk size space after": CHUNKED + b"1 \r\na\r\n0\r\n\r\n",
+    "chunk size tab after": CHUNKED + b"1\t\r\na\r\n0\r\n\r\n",
+    "chunk size underscore": CHUNKED + b"1_0\r\na\r\n0\r\n\r\n",
+    "chunk size null": CHUNKED + b"1\x00\r\na\r\n0\r\n\r\n",
+    "chunk size CR alone": CHUNKED + b"1\ra\r\n0\r\n\r\n",
+    "chunk size minus": CHUNKED + b"-1\r\na\r\n0\r\n\r\n",
+    "chunk extension with CR": CHUNKED + b"1;a\rb\r\na\r\n0\r\n\r\n",
+    "chunk extension null": CHUNKED + b"1;a\x00b\r\na\r\n0\r\n\r\n",
+    "chunk ends with CR": CHUNKED + b"1\r\na\r0\r\n\r\n",
+    "last chunk bare LF": CHUNKED + b"0\n\n",
+    "last chunk ends with LF": CHUNKED + b"0\r\n\n",
+    "trailer bare LF": CHUNKED + b"0\r\nx: y\n\r\n",
+    "trailer space before colon": CHUNKED + b"0\r\nx : y\r\n\r\n",
+    "trailer with a length": CHUNKED + b"0\r\ncontent-length: 50\r\n\r\n",
+    "trailer with a coding": CHUNKED + b"0\r\ntransfer-encoding: chunked\r\n\r\n",
+    "trailer null": CHUNKED + b"0\r\nx: \x00\r\n\r\n",
+    "null in target": b"POST /v1/mess\x00ages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "null in method": b"PO\x00ST /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "null in version": b"POST /v1/messages HTTP/1.1\x00\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "space before method": b" POST /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "tabs in request line": b"POST\t/v1/messages\tHTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "version with space": b"POST /v1/messages HTTP/1.1 \r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "version 0.9": b"POST /v1/messages HTTP/0.9\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "empty lines before": b"\r\n\r\n" + EMPTY,
+    "LF before": b"\n" + EMPTY,
+    "host empty": POST + b"host:\r\ncontent-length: 0\r\n\r\n",
+    "host folded": POST + b"host: a\r\n b\r\ncontent-length: 0\r\n\r\n",
+    "host list": POST + b"host: a, b\r\ncontent-length: 0\r\n\r\n",
+    "host null": POST + b"host: a\x00\r\ncontent-length: 0\r\n\r\n",
+    "absolute target of another host": b"POST https://b/v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "scheme-relative target": b"POST //a/v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "encoded dots": b"POST /v1/%2e%2e/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+    "h2c prior": sized(b"upgrade: h2c", b"content-length: 0"),
+    "websocket with a body": sized(b"connection: upgrade", b"upgrade: websocket", b"content-length: 5")
+    + b"hello",
+    "websocket by POST": sized(b"connection: upgrade", b"upgrade: websocket"),
+    "websocket and h2c": UPGRADE + b"upgrade: h2c, websocket\r\n\r\n",
+    "upgrade twice": UPGRADE + b"upgrade: websocket\r\nupgrade: h2c\r\n\r\n",
+    "no colon but CR": sized(b"x\rcontent-length: 0"),
+    "form feed in name": sized(b"content-length\x0c: 0"),
 }
 
 
@@ -114,6 +169,136 @@ async def test_no_request_is_smuggled_in(serving, name):
     assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
     assert await client.rest() == b""
     assert not server.logged
+
+
+HEAD_ASKED = b"HEAD /v1/messages HTTP/1.1\r\nhost: a\r\n\r\n"
+WEBSOCKET = (
+    b"GET %s HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+HELLO = b"5\r\nhello\r\n"
+
+NEXT = {
+    "counted": (sized(b"content-length: 5") + b"hello", [200, 404]),
+    "length with zeros": (sized(b"content-length: 005") + b"hello", [200, 404]),
+    "no body": (sized(), [200, 404]),
+    "a body that is a request": (sized(b"content-length: %d" % len(SMUGGLED)) + SMUGGLED, [200, 404]),
+    "a GET with a body": (
+        b"GET /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello",
+        [405, 404],
+    ),
+    "chunks": (CHUNKED + HELLO + b"0\r\n\r\n", [200, 404]),
+    "chunks with extensions": (CHUNKED + b'5;a=b;c="d"\r\nhello\r\n0;e\r\n\r\n', [200, 404]),
+    "chunks with zeros": (CHUNKED + b"0005\r\nhello\r\n000\r\n\r\n", [200, 404]),
+    "a chunk that is a request": (
+        CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED),
+        [200, 404],
+    ),
+    "trailers": (CHUNKED + HELLO + b"0\r\nx: y\r\nhost: b\r\n\r\n", [200, 404]),
+    "head": (HEAD_ASKED, [405, 404]),
+    "preflight": (b"OPTIONS /v1/messages HTTP/1.1\r\nhost: a\r\n\r\n", [204, 404]),
+    "one empty line before": (b"\r\n" + EMPTY, [200, 404]),
+    "expecting, body at once": (sized(b"content-length: 5", b"expect: 100-continue") + b"hello", [200, 404]),
+    "expecting nothing": (sized(b"content-length: 0", b"expect: 100-continue"), [200, 404]),
+    "last": (sized(b"connection: close", b"content-length: 0"), [200]),
+    "last in a list": (sized(b"connection: keep-alive, Close", b"content-length: 0"), [200]),
+    "old": (OLD + b"content-length: 5\r\n\r\nhello", [200]),
+    "old, asking to be kept": (
+        OLD + b"connection: keep-alive\r\ncontent-length: 0\r\n\r\n",
+        [200],
+    ),
+    "old, expecting": (
+        b"POST /v1/messages HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello",
+        [200],
+    ),
+    "websocket on the API": (WEBSOCKET % b"/v1/messages", None),
+    "websocket elsewhere": (WEBSOCKET % b"/", None),
+}
+"""Requests that are let in, and the statuses of the answers where another request follows; `None`: of no matter."""
+
+
+@pytest.mark.parametrize("name", NEXT)
+async def test_what_follows_a_request_is_the_next_one_or_is_never_looked_at(serving, name):
+    asked = []
+
+    async def respond(gateway, path, request, reply):
+        asked.append(request.path)
+        await whole(gateway, path, request, reply)
+
+    server = await serving(gate(respond), keep_alive_seconds=0.1)
+    client = await server.connect()
+    data, expected = NEXT[name]
+    with suppress(trio.BrokenResourceError):
+        await client.send(data + SMUGGLED)
+    seen, head_only = [], data is HEAD_ASKED
+    with suppress(AssertionError):  # closed
+        while True:
+            answer = await client.answer(head_only=head_only and not seen)
+            if answer.status != 100:
+                seen.append(answer.status)
+    assert not client._read, "every byte belongs to an answer"
+    if expected is None:
+        assert set(seen) <= {400, 403, 404, 405, 426}
+        assert len(seen) == 1, "what followed was no request"
+        assert asked == []
+    else:
+        assert seen == expected
+        assert asked == ["/v1/messages"] * (expected[0] == 200)
+    assert not server.logged
+
+
+async def test_an_answer_without_a_body_announces_none_that_a_client_would_wait_for(serving):
+    client = await (await serving(gate(whole))).connect()
+    await client.send(b"OPTIONS /v1/messages HTTP/1.1\r\nhost: a\r\n\r\n" + HEAD_ASKED)
+    preflight = await client.answer()
+    assert preflight.status == 204
+    assert not {"content-length", "transfer-encoding"} & set(preflight.headers)
+    assert int((await client.answer(head_only=True)).headers["content-length"]) > 0
+
+
+async def test_a_trailer_is_no_header(serving):
+    seen = []
+
+    async def respond(gateway, path, request, reply):
+        seen.append(request.headers)
+        await whole(gateway, path, request, reply)
+
+    client = await (await serving(gate(respond))).connect()
+    await client.send(CHUNKED + HELLO + b"0\r\nauthorization: Bearer a\r\nx-user-key: b\r\n\r\n")
+    assert (await client.answer()).body == b"5"
+    assert [sorted(headers) for headers in seen] == [["host", "transfer-encoding"]]
+
+
+async def test_a_refusal_comes_before_an_upload_that_waits_and_what_is_sent_all_the_same_is_no_request(
+    serving,
+):
+    async def respond(_gateway, _path, _request, reply):
+        reply.start(402, {})
+        await reply.end(b"{}")
+
+    client = await (await serving(gate(respond))).connect()
+    await client.send(sized(b"content-length: %d" % len(SMUGGLED), b"expect: 100-continue"))
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (402, "close")
+    with suppress(trio.BrokenResourceError):
+        await client.send(SMUGGLED + SMUGGLED)
+    await client.stream.send_eof()
+    assert await client.rest() == b""
+
+
+async def test_an_answer_may_begin_before_its_request_has_been_read(serving):
+    async def respond(_gateway, _path, request, reply):
+        reply.start(200, {})
+        await reply.write(b"a")
+        await reply.end(await request.body(100))
+
+    client = await (await serving(gate(respond))).connect()
+    for request in (sized(b"content-length: 5") + b"hello", CHUNKED + HELLO + b"0\r\n\r\n"):
+        await client.send(request)
+        answer = await client.answer()
+        assert answer.body == b"ahello"
+        if answer.headers.get("connection") == "close":
+            client = await (await serving(gate(respond))).connect()
 
 
 @pytest.mark.parametrize(
@@ -237,11 +422,18 @@ async def test_a_client_that_stops_reading_is_gone_after_the_write_deadline(serv
 
 async def test_without_epoll_a_client_that_leaves_is_noticed_too(serving, monkeypatch):
     monkeypatch.setattr(serving_module, "hangups", hangups.PeekingHangups)
-    for stage in ("body", "thinking", "started", "writing"):
+    hello = sized(b"content-length: 5") + b"hello"
+    for stage, request in (
+        ("body", hello[:-3]),
+        ("thinking", hello),
+        ("thinking", EMPTY),
+        ("started", hello),
+        ("writing", EMPTY),
+    ):
         leaving = Leaving(stage)
         running = await serving(gate(leaving))
         client = await running.connect()
-        await client.send(sized(b"content-length: 5") + (b"he" if stage == "body" else b"hello"))
+        await client.send(request)
         await leaving.there.wait()
         await trio.testing.wait_all_tasks_blocked(0.005)
         leave(client, "half-close")

@@ -273,6 +273,20 @@ def test_100_continue_is_sent_when_the_request_path_asks_for_the_body_and_not_be
     assert (before, after, body) == ([], [b"HTTP/1.1 100 Continue\r\n\r\n"], b"hello")
 
 
+@pytest.mark.parametrize(
+    "pieces", [[b"5\r", b"\nhe", b"llo\r\n0", b"\r\n\r\n"], [b"5;", b"x=y\r\n", b"hello\r\n0\r\n\r\n"]]
+)
+def test_100_continue_is_sent_once_however_its_chunks_are_cut(pieces):
+    seen = converse([ASK + b"transfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n", *pieces])
+    assert [one.status for one in seen.answers] == [100, 200]
+
+
+def test_whoever_expects_100_and_does_not_wait_for_it_gets_none():
+    head = ASK + b"content-length: 5\r\nexpect: 100-continue\r\n\r\n"
+    for pieces in ([head + b"hello"], [head + b"he", b"llo"]):
+        assert statuses(pieces) == [200]
+
+
 def test_a_refusal_precedes_an_upload_that_waits_and_the_connection_ends_with_it():
     async def respond(gateway, path, request, reply, requests):
         reply.start(402, {})
@@ -344,6 +358,26 @@ def test_the_time_of_an_upload_is_what_we_waited_for_it():
 
     seen = converse([ASK + b"content-length: 5\r\n\r\n", b"he", b"llo"], respond=respond, body_seconds_min=1)
     assert seen.requests == [b"hello"]
+
+
+def statuses(pieces, **settings):
+    return [one.status for one in converse(pieces, **settings).answers]
+
+
+def test_the_time_of_an_upload_is_for_all_of_it_and_begins_anew_with_the_next():
+    head = ASK + b"content-length: 3\r\n\r\n"
+    limits = {"body_seconds_min": 1, "body_bytes_per_second_min": 1_000_000}
+    assert statuses([head, 0.4, b"a", 0.4, b"b", 0.4, b"c"], **limits) == [408]
+    assert statuses([head, 0.4, b"a", 0.4, b"bc"] * 2, **limits) == [200, 200]
+    more = {"body_seconds_min": 1, "body_bytes_per_second_min": 2}  # each byte buys half a second
+    assert statuses([head, 0.4, b"a", 0.4, b"b", 0.4, b"c"], **more) == [200]
+
+
+def test_the_time_of_a_head_begins_with_its_first_byte():
+    times = {"keep_alive_seconds": 60, "header_seconds": 20}
+    assert statuses([HELLO, 50, HELLO[:10], 15, HELLO[10:]], **times) == [200, 200]
+    assert statuses([HELLO, 1, HELLO[:10], 15, HELLO[10:20], 15, HELLO[20:]], **times) == [200, 408]
+    assert statuses([HELLO, 61, HELLO], **times) == [200]
 
 
 # Whoever leaves, and whoever fails

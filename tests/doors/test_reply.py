@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from proxy.doors.alarms import Alarms
+from proxy.alarms import Alarms
 from proxy.doors.fast_reply import FastReply
 from proxy.doors.heads import status_line
 from proxy.doors.reply import DoorReply
@@ -51,6 +51,7 @@ class Carrier:
         self.alarms = Alarms(pytest.fail)
         self.alarm = self.alarms.new()
         self.chunks = True
+        self.now = self.alarms.now
 
     async def send(self, data):
         await trio.sleep(self.slow)
@@ -161,10 +162,20 @@ async def test_nothing_is_written_for_no_bytes(answering, autojump_clock):
 
 
 @pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\x00b", "a\x7f"])
-async def test_no_header_can_be_smuggled_in(answering, autojump_clock, value):
-    async with answering() as reply:
+@pytest.mark.parametrize("where", ["noted", "started", "ended", "written"])
+async def test_no_header_can_be_smuggled_in(answering, autojump_clock, value, where):
+    answer, bad = answering(), {"x-a": value}
+    async with answer as reply:
+        reply.note(bad if where == "noted" else {})
+        reply.start(200, bad if where in ("started", "written") else {})
         with pytest.raises(ValueError, match="header"):
-            reply.note({"x-a": value})
+            await (
+                reply.write(b"x")
+                if where == "written"
+                else reply.end(b"x", bad if where == "ended" else None)
+            )
+        assert not reply.started
+    assert answer.wire.silent
 
 
 async def test_a_hang_up_cancels_the_request_unless_it_is_to_fall_mute(answering, autojump_clock):

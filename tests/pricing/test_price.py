@@ -1,15 +1,28 @@
 """No usage inside a request's bounds costs more than what was held for it; what is written is charged."""
 
+from enum import IntEnum
+
 import msgspec
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pricing.money import PPM, marked_up
-from pricing.price import FALLBACK, RATE_NAMES, Bounds, Price, Rates, Tier, affordable_output, rate
+from pricing.price import (
+    FALLBACK,
+    RATE_NAMES,
+    REQUESTS,
+    WEB_SEARCHES,
+    Bounds,
+    Price,
+    Rates,
+    Tier,
+    affordable_output,
+    rate,
+)
 from pricing.usage import BUCKETS, COUNT_MAX, Usage
+from tests.values import evolve
 
 # --- What a price may look like: any rates, written or not, cheap tiers above dear ones, any markup. ---
 
@@ -170,6 +183,27 @@ _bounds = st.builds(
     image_output=st.booleans(),
     web_searches=st.integers(0, 5),
 )
+
+
+def line_step_by_step(price, bounds):
+    """Every rate that can be met, tier by tier and bucket by bucket, and the dearest of them."""
+    read, written = price.classes(bounds)
+    reachable = [tier.each for tier in price.tiers if tier.above == 0 or tier.above < bounds.input]
+    fixed = (
+        bounds.input * max(each[place] for each in reachable for place in read)
+        + bounds.web_searches * max(each[WEB_SEARCHES] for each in reachable)
+        + max(each[REQUESTS] for each in reachable)
+    )
+    return fixed, max(each[place] for each in reachable for place in written)
+
+
+@settings(max_examples=250)
+@given(prices(), st.lists(_bounds, min_size=1, max_size=6))
+def test_a_ceiling_is_the_same_step_by_step_whatever_was_asked_before(price, several):
+    for bounds in several:
+        fixed, each = line_step_by_step(price, bounds)
+        assert price.ceiling_line(bounds) == (fixed, each)
+        assert price.ceiling(bounds) == marked_up(fixed + bounds.output * each, price.markup_ppm)
 
 
 @settings(max_examples=100)
@@ -361,6 +395,16 @@ def test_a_rate_is_a_non_negative_integer(value):
 def test_bounds_that_bound_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Bounds(**{"input": 1, "output": 1, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"input": 1.0}, {"output": "1"}, {"output": None}, {"web_searches": 0.5}])
+def test_bounds_are_whole_numbers(wrong):
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Bounds(**{"input": 1, "output": 1, **wrong})
+
+
+def test_a_whole_number_of_another_class_is_one():
+    assert Bounds(input=IntEnum("Count", {"MANY": 5}).MANY, output=True).input == 5
 
 
 def test_a_negative_markup_is_refused():

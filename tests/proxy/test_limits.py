@@ -192,6 +192,25 @@ def test_whoever_leaves_in_the_middle_has_used_the_tokens_that_were_settled(erro
     assert keys.standing(who)["tokens"].remaining == 700
 
 
+def test_a_hold_of_a_key_without_a_limit_of_tokens_is_spent_from_as_it_is():
+    with limits().admit(caller(), Reply()) as slot:
+        slot.tokens(Bounds(input=500, output=400))
+        hold = Hold(Record(tokens=300))
+        assert slot.spending(hold) is hold
+
+
+def test_a_limit_that_is_changed_holds_from_the_next_request_on():
+    keys = limits()
+    for _ in range(2):
+        with keys.admit(caller(requests_per_minute=2), Reply()):
+            pass
+    refused(lambda: keys.admit(caller(requests_per_minute=2), Reply()))
+    with keys.admit(caller(), Reply()) as slot:
+        assert slot.standing() == {}
+    with keys.admit(caller(requests_per_minute=1, tokens_per_minute=9), Reply()) as slot:
+        assert {name: one.limit for name, one in slot.standing().items()} == {"requests": 1, "tokens": 9}
+
+
 def test_a_hold_that_settled_nothing_gives_all_tokens_back():
     keys = limits()
     who = caller(tokens_per_minute=1000)

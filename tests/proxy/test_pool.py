@@ -1,12 +1,12 @@
 """Which account is tried next, and how long one that failed is left alone."""
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.pool import Pool, Rest
 from tests.offers import offer
+from tests.values import evolve
 
 A = offer()
 B = evolve(A, account="b")
@@ -108,6 +108,13 @@ def test_over_the_bound_the_rest_that_ends_first_is_forgotten_first():
     assert [one.model for one in pool.resting(0.0)] == ["x", "z"]
     pool.rest(rest(evolve(A, wire_name="w"), since=35.0, until=60.0))
     assert [one.model for one in pool.resting(0.0)] == ["z", "w"]
+
+
+def test_where_nobody_rests_success_says_nothing_new():
+    pool = Pool()
+    pool.succeeded(A, 5.0)
+    assert pool.resting(0.0) == ()
+    assert pool.ready_at([A], 5.0) == 5.0
 
 
 @pytest.mark.parametrize("now", [10.0, 11.0])

@@ -4,18 +4,20 @@ from datetime import date, timedelta
 
 import msgspec
 import pytest
-from attrs import define, evolve
+from attrs import define
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting.records import Spender
 from pricing.catalog import Catalog, Listing, Model, Vendor
-from pricing.price import Bounds, Rates, Tier
+from pricing.money import marked_up
+from pricing.price import Bounds, Rates, Tier, affordable_output
 from pricing.usage import Usage
 from proxy.config import Account, Config, Markup, Pricing, Provider
 from proxy.errors import Kind, Rejected
 from proxy.routing import AUDIO_BYTES_PER_SECOND_MIN, Router, input_bounds
 from proxy.types import Ask, Caller, Measures
+from tests.values import evolve
 
 
 def vendor(name, kind, dialect, rank, stops="yes"):
@@ -410,6 +412,98 @@ def test_what_is_called_affordable_is_and_two_tokens_more_are_not(available, mar
     if tokens < 8_000:
         more = offers("gpt", to=to, caller=caller, choices=choices, output=tokens + 2)
         assert to.first_hold(more) > available
+
+
+# -- what is offered is what it would come to step by step ------------------------------------------
+
+
+def bounds_step_by_step(model, measures, output):
+    """Each thing that a request can make a provider read, one after the other."""
+    seconds = -(-measures.audio_bytes // AUDIO_BYTES_PER_SECOND_MIN)
+    counted = measures.text_bytes + measures.messages * model.message_tokens
+    if measures.tools:
+        counted += model.tools_tokens
+    counted += measures.images * model.image_tokens_max + seconds * model.audio_tokens_per_second_max
+    may_be_anything = measures.unbounded
+    return Bounds(
+        input=model.context_window if may_be_anything else min(counted, model.context_window),
+        output=output,
+        cache_writes=measures.cache_writes,
+        audio=measures.audio_bytes > 0 or (may_be_anything and model.audio_tokens_per_second_max > 0),
+        image=measures.images > 0 or (may_be_anything and model.image_tokens_max > 0),
+        audio_output=measures.audio_output,
+        image_output=measures.image_output,
+    )
+
+
+def limit_step_by_step(asked, offer, caller, available, *, rolls):
+    """The bound in force on output per choice, and whether it was lowered because of the credit."""
+    measures, price, most = asked.measures, offer.price, offer.model.output_max
+    no_output = bounds_step_by_step(offer.model, measures, 0)
+    if measures.output is None:
+        spend = price.ceiling(no_output) + available // 4
+        limit = min(most, max(4096, affordable_output(price, no_output, spend) // measures.choices))
+    else:
+        limit = min(measures.output, most)
+    if caller.clamp and not rolls:
+        bears = affordable_output(price, no_output, available) // measures.choices
+        least = 1 if measures.thinking is None else offer.model.thinking_tokens_min + 1
+        if least <= bears < limit:
+            return bears, True
+    return limit, False
+
+
+def hold_step_by_step(offer):
+    """The dearest of each rate, times what may be used of it at first."""
+    output = min(offer.bounds.output, offer.slice_tokens) if offer.slice_tokens else offer.bounds.output
+    fixed, each = offer.price.ceiling_line(evolve(offer.bounds, output=output))
+    return marked_up(fixed + output * each, offer.price.markup_ppm)
+
+
+_measures = st.builds(
+    Measures,
+    text_bytes=st.integers(0, 20_000),
+    messages=st.integers(0, 50),
+    tools=st.integers(0, 3),
+    images=st.integers(0, 5),
+    audio_bytes=st.integers(0, 5_000),
+    unbounded=st.booleans(),
+    output=st.none() | st.integers(0, 10_000),
+    choices=st.integers(1, 4),
+    stop_bytes=st.sampled_from([0, 48, 49]),
+    cache_writes=st.sampled_from(["none", "5m", "1h"]),
+    reasoning=st.sampled_from([None, True, False]),
+    thinking=st.none() | st.integers(1, 5_000),
+)
+
+
+@settings(max_examples=300)
+@given(
+    name=st.sampled_from(["sees", "thinker", "chat"]),
+    measures=_measures,
+    stream=st.booleans(),
+    clamp=st.booleans(),
+    markup=st.none() | st.integers(0, 3_000_000),
+    available=st.integers(0, 10**6),
+)
+def test_bounds_and_holds_are_the_same_step_by_step(name, measures, stream, clamp, markup, available):
+    if name != "sees":
+        measures = evolve(measures, images=0, audio_bytes=0)
+    asked = evolve(ask(name), measures=measures, stream=stream)
+    caller, to = evolve(CALLER, clamp=clamp, markup_ppm=markup), router()
+    several = to.offers(asked, caller, available)
+    visible = name != "thinker" or measures.reasoning is False
+    stops = all(one.provider != "reseller" for one in several)
+    rolls = stream and stops and visible and measures.choices == 1 and measures.stop_bytes <= 48
+    wanted = 8_000 if measures.output is None else measures.output
+    for offer in several:
+        limit, clamped = limit_step_by_step(asked, offer, caller, available, rolls=rolls)
+        assert offer.bounds == bounds_step_by_step(offer.model, measures, limit * measures.choices)
+        assert (offer.clamped, offer.visible, offer.choices) == (clamped, visible, measures.choices)
+        assert offer.slice_tokens == (to.config.holds.slice_tokens if rolls else 0)
+        assert offer.output_limit == (limit if limit < wanted else None)
+        assert offer.first_hold == hold_step_by_step(offer)
+    assert to.first_hold(several) == max(hold_step_by_step(offer) for offer in several)
 
 
 # -- what a hang-up does ---------------------------------------------------------------------------

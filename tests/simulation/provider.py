@@ -14,6 +14,7 @@ from attrs import define, field
 from accounting.records import Ending
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.upstreams.client import ConnectionWasStale
+from tests.fakes import reads_in_time, sends_in_time
 from tests.simulation.life import Life
 from tests.simulation.scheduler import TICK
 from tests.simulation.scripts import Playwright, Script
@@ -118,6 +119,7 @@ class Network:
     sent: object
     open: dict = field(factory=dict)
 
+    @sends_in_time
     async def send(self, call, sending):
         providers, life = self.providers, self.life
         rng = providers.playwright.rng
@@ -175,6 +177,7 @@ class Exchange:
         self.status, self.headers = script.status, script.headers
         return self
 
+    @reads_in_time
     async def read(self):
         line, steps = self.line, self.line.script.steps
         data = b""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from accounting.books import Books
 from accounting.claims import Claim
@@ -22,7 +22,9 @@ from proxy.types import Ask, Measures, ProviderError, Secret
 from proxy.upstreams.answer import ERROR_SECONDS, Upstreams
 from proxy.upstreams.client import ConnectionWasStale
 from tests.accounting.ledger_fakes import no_cut
+from tests.fakes import reads_in_time, sends_in_time
 from tests.offers import model, offer
+from tests.values import evolve
 
 OFFER = offer(
     model(
@@ -85,6 +87,7 @@ class FakeExchange:
             return step
         raise step
 
+    @reads_in_time
     async def read(self):
         assert not self.closed
         try:
@@ -126,6 +129,7 @@ class FakeClient:
     calls: list = field(factory=list)
     exchanges: list = field(factory=list)
 
+    @sends_in_time
     async def send(self, call, sending):
         self.calls.append(call)
         await trio.lowlevel.checkpoint()
@@ -719,9 +723,9 @@ async def test_whoever_leaves_before_anything_was_sent_pays_nothing(autojump_clo
 @pytest.mark.parametrize("offer", [OFFER, HIDDEN])
 async def test_no_further_attempt_is_begun_for_a_client_that_is_gone(offer, autojump_clock):
     class Leaves(FakeExchange):
-        async def read(self):
+        async def read(self, until=math.inf):
             world.reply.hang_up()
-            return await FakeExchange.read(self)
+            return await FakeExchange.read(self, until)
 
     world = World([Leaves(500, {}, [b"{}"]), ok(b"content")])
     await world.run(offers=two(offer))

@@ -9,7 +9,7 @@ import trio
 
 from accounting.records import Ending
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
-from proxy.upstreams.client import TARGETS_MAX, Call, ConnectionWasStale, HttpClient
+from proxy.upstreams.client import TARGETS_MAX, Call, ConnectionWasStale, HttpClient, NotInTime
 from proxy.upstreams.origin import Bounds
 from tests.upstreams.scripted import (
     CHUNKED,
@@ -321,6 +321,55 @@ async def test_a_body_that_the_provider_does_not_read_can_be_cancelled():
             await client.send(call_to(server, body=b"x" * 32 * 2**20), nothing)
         assert time.monotonic() - began < 1
         assert pooled(client) == 0
+
+
+async def reads_little(server, stream):
+    await stream.receive_some(10)
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("script", "scheme", "size"),
+    [(silent, "http", 1), (reads_little, "http", 32 * 2**20), (reads_little, "https", 1)],
+    ids=["no answer", "a body that is not read", "no TLS"],
+)
+async def test_an_answer_that_does_not_begin_in_time_is_given_up(script, scheme, size):
+    async with serving(script, verify=trusting()) as (server, client):
+        call = call_to(server, scheme=scheme, body=b"x" * size)
+        with trio.fail_after(2), pytest.raises(UpstreamFailed if scheme == "https" else NotInTime):
+            await client.send(call, nothing, trio.current_time() + 0.05)
+        assert pooled(client) == 0
+        assert settled(client)
+
+
+async def test_a_read_that_is_not_served_in_time_says_so_and_loses_nothing():
+    go_on = trio.Event()
+
+    async def script(server, stream):
+        await server.read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        await go_on.wait()
+        await stream.send_all(b"hi")
+        await trio.sleep_forever()
+
+    async with serving(script) as (server, client):
+        exchange = await client.send(call_to(server), nothing, trio.current_time() + 2)
+        assert await exchange.read(trio.current_time() + 0.01) is None
+        assert await exchange.read(trio.current_time() - 1) is None
+        go_on.set()
+        with trio.fail_after(2):
+            assert await read_all(exchange) == b"hi"
+        assert settled(client)
+
+
+async def test_what_headers_look_like_is_remembered_within_bounds():
+    async with serving(short_answers) as (server, client):
+        for n in range(TARGETS_MAX + 10):
+            client._write((("x-n", str(n)),))
+        assert len(client._lines) == 10
+        for n in (9, 9, 10):
+            await read_all(await client.send(call_to(server, headers=(("x-n", str(n)),)), nothing))
+        assert [headers["x-n"] for _, headers in server.heads] == ["9", "9", "10"]
 
 
 async def test_an_early_answer_to_a_large_body_is_seen():

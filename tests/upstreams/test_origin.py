@@ -52,12 +52,12 @@ def settled(origins):
 
 async def test_a_connection_that_was_kept_is_lent_again():
     dial, origins = pool()
-    assert origins.lend_kept(HERE) is None
+    assert origins.lend_kept(HERE, trio.current_time()) is None
     first = await origins.lend(HERE, 5)
     assert not first.reused
-    assert origins.lend_kept(HERE) is None
+    assert origins.lend_kept(HERE, trio.current_time()) is None
     first.keep()
-    assert origins.lend_kept(HERE) is first
+    assert origins.lend_kept(HERE, trio.current_time()) is first
     assert first.reused
     first.keep()
     assert await origins.lend(HERE, 5) is first
@@ -67,10 +67,10 @@ async def test_a_connection_that_was_kept_is_lent_again():
 async def test_a_connection_is_lent_to_its_own_origin_alone():
     dial, origins = pool()
     (await origins.lend(HERE, 5)).keep()
-    assert origins.lend_kept(THERE) is None
+    assert origins.lend_kept(THERE, trio.current_time()) is None
     await origins.lend(THERE, 5)
     for other in (Address("here", 444, tls=True), Address("here", 443, tls=False)):
-        assert origins.lend_kept(other) is None
+        assert origins.lend_kept(other, trio.current_time()) is None
     assert len(dial.wires) == 2
 
 
@@ -79,7 +79,7 @@ async def test_the_newest_is_lent_first():
     lent = [await origins.lend(HERE, 5) for _ in range(3)]
     for connection in lent:
         connection.keep()
-    assert [origins.lend_kept(HERE) for _ in range(3)] == lent[::-1]
+    assert [origins.lend_kept(HERE, trio.current_time()) for _ in range(3)] == lent[::-1]
 
 
 async def test_a_connection_that_is_not_quiet_is_closed_and_the_next_taken():
@@ -88,11 +88,11 @@ async def test_a_connection_that_is_not_quiet_is_closed_and_the_next_taken():
     old.keep()
     new.keep()
     new.wire.pieces.append(b"what nobody asked for")
-    assert origins.lend_kept(HERE) is old
+    assert origins.lend_kept(HERE, trio.current_time()) is old
     assert new.wire.closed
     old.keep()
     old.wire.ends = True
-    assert origins.lend_kept(HERE) is None
+    assert origins.lend_kept(HERE, trio.current_time()) is None
     assert settled(origins)
     assert dial.open() == []
 
@@ -103,7 +103,7 @@ async def test_a_connection_is_kept_for_a_while(autojump_clock):
         connection = await origins.lend(HERE, 5)
         connection.keep()
         await trio.sleep(seconds)
-        assert (origins.lend_kept(HERE) is connection) == again
+        assert (origins.lend_kept(HERE, trio.current_time()) is connection) == again
         connection.close()
     assert dial.open() == []
 
@@ -194,7 +194,9 @@ async def test_who_waits_is_served_in_order_and_not_overtaken(autojump_clock):
             nursery.start_soon(use, name)
             await trio.testing.wait_all_tasks_blocked()
         first.keep()
-        assert origins.lend_kept(HERE) is None  # it is there, but it is the first waiter's
+        assert (
+            origins.lend_kept(HERE, trio.current_time()) is None
+        )  # it is there, but it is the first waiter's
         await use("late")
     assert order == [0, 1, 2, 3, 4, "late"]
 
@@ -282,7 +284,7 @@ async def test_closing_closes_all_and_lends_nothing_more(autojump_clock):
     assert dial.open() == []
     with pytest.raises(trio.ClosedResourceError):
         await origins.lend(HERE, 5)
-    assert origins.lend_kept(HERE) is None
+    assert origins.lend_kept(HERE, trio.current_time()) is None
     used.keep()
     assert settled(origins)
 
@@ -312,10 +314,11 @@ class Slow(FakeWire):
 
     rng = None
 
-    async def readable(self):
+    async def readable(self, _until=None):
         await trio.sleep(self.rng.choice((0, 0.001, 0.01)))
         if not self.pieces and self.rng.random() < 0.7:
             self.pieces += [b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", None, b"cd"]
+        return True
 
     def quiet(self):
         return not self.pieces and self.rng.random() < 0.9
@@ -351,7 +354,9 @@ class Crowd:
     async def request(self):
         rng, origins = self.rng, self.origins
         address = rng.choice((HERE, THERE, Address("x", 1, tls=False)))
-        connection = origins.lend_kept(address) or await origins.lend(address, 5, rng.choice((0.01, 10)))
+        connection = origins.lend_kept(address, trio.current_time()) or await origins.lend(
+            address, 5, rng.choice((0.01, 10))
+        )
         connection.wire.room += rng.choice((0, 50))
         answer = await ask(connection, b"HEAD", b"BODY", lambda: None)
         try:

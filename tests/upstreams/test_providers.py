@@ -1,14 +1,14 @@
 """URLs and headers of each kind of provider: what travels, what never does."""
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Rejected
 from proxy.types import Ask, Measures, Secret
-from proxy.upstreams.providers import TRAVELLING, anthropic, gemini, openai
+from proxy.upstreams.providers import TRAVELLING, URLS_MAX, Way, anthropic, gemini, openai
 from tests.offers import model, offer
+from tests.values import evolve
 
 OFFER = offer(model("google/gemini-x", "gemini"))
 ASK = Ask("openai_chat", "m", stream=False, measures=Measures(text_bytes=1), fields={})
@@ -84,6 +84,35 @@ def test_compression_is_declined_and_we_say_who_we_are(kind):
     assert headers["accept-encoding"] == "identity"
     assert headers["user-agent"] == "farebox"
     assert headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_way_to_an_account_is_what_its_kind_says(kind):
+    way = Way(kind, "https://host/v1", KEY)
+    own = evolve(ASK, headers=(("anthropic-beta", "theirs"),))
+    for ask in (ASK, STREAM, own, ASK, own, STREAM):
+        assert way.url(ask, OFFER) == kind.url("https://host/v1", ask, OFFER)
+        assert way.headers(ask) == kind.headers(KEY, ask)
+    other = evolve(OFFER, wire_name="another")
+    assert way.url(ASK, other) == kind.url("https://host/v1", ASK, other)
+    assert way.headers(ASK) is way.headers(STREAM)
+
+
+def test_a_way_shows_no_credential_and_remembers_no_end_of_urls():
+    way = Way(gemini, "https://host", KEY)
+    way.headers(ASK)
+    for number in range(URLS_MAX + 5):
+        way.url(ASK, evolve(OFFER, wire_name=f"m@{number}"))
+    assert len(way._urls) <= URLS_MAX
+    assert "the-key" not in repr(way)
+
+
+def test_a_way_to_openai_has_no_route_to_count_on_however_often_it_is_asked():
+    way = Way(openai, "https://host", KEY)
+    way.url(ASK, OFFER)
+    for _ in range(2):
+        with pytest.raises(Rejected):
+            way.url(COUNT, OFFER)
 
 
 NEVER = (

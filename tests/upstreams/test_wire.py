@@ -183,6 +183,7 @@ async def test_a_wire_with_something_to_read_is_not_quiet(nursery, pairs):
 
 async def test_closing_wakes_who_waits_and_tells_the_other_side_at_once(nursery, pairs):
     wire, other = await pairs(nursery)
+    assert wire.receive() is None
     woken = []
 
     async def wait():

@@ -1,5 +1,7 @@
 """Wires and connections in memory: what a provider sends is a list of pieces, and what becomes of it is noted."""
 
+from math import inf
+
 import trio
 from attrs import define, field
 
@@ -49,12 +51,14 @@ class FakeWire:
     def quiet(self):
         return not self.pieces and not self.ends and not self.closed
 
-    async def readable(self):
+    async def readable(self, until=inf):
         await self._wait()
         while len(self.sent) < self.after:
             await trio.lowlevel.checkpoint()
         if not self.pieces and not self.ends:
-            await trio.sleep_forever()
+            await trio.sleep_until(until)
+            return False
+        return True
 
     async def writable(self):
         await self._wait()

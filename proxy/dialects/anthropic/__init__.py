@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 from pricing.money import Pico
 from proxy.dialects.anthropic import errors, request, stream
-from proxy.dialects.body import BodyLimits
+from proxy.dialects.guard import BodyLimits
 from proxy.dialects.passthrough import Passthrough, Whole
 from proxy.dialects.sse import Framer
 from proxy.errors import Failure

@@ -11,6 +11,8 @@ Refused by name is what we could not bound or bill: tools that run at the provid
 are stored there, other service tiers, speeds and regions, other models as a fallback. Also compaction by the
 provider: its summary is sampled in an iteration of its own, outside `max_tokens`, so that no hold made from
 this body would be the maximum. Edits that clear (coding agents send them) only shorten a prompt, and pass.
+
+Bodies and messages of the shape that nearly everybody sends are read quickly (`usual`), with the same result.
 """
 
 from collections.abc import Mapping
@@ -18,11 +20,16 @@ from typing import Final
 
 import msgspec
 from attrs import define
+from msgspec import UNSET
 
 from pricing.price import CacheWrites
 from proxy.dialects import body as read
-from proxy.dialects.body import FieldLists, Object, bad
-from proxy.types import Ask, Headers, Measures, Offer, Path
+from proxy.dialects.anthropic import usual
+from proxy.dialects.anthropic.usual import BLOCK_TOKENS, TOOL_CALL_TOKENS
+from proxy.dialects.body import FieldLists, Object
+from proxy.dialects.guard import BodyLimits, bad, guard
+from proxy.dialects.usual import UNUSUAL, as_written, beyond_guard, put_back, take
+from proxy.types import Ask, Measures, Offer, Path
 
 _STORED: Final = "it refers to something stored at the provider, which cannot be told apart by wallet yet."
 _TIER: Final = "only the standard tier has a price here."
@@ -160,20 +167,16 @@ TEXT_BLOCKS: Final = frozenset(
 )
 """Blocks that hold nothing but text, identifiers and JSON: their bytes bound their tokens."""
 
-BLOCK_TOKENS: Final = 16
-"""Added per block, for the words that the provider puts around it."""
-
-TOOL_CALL_TOKENS: Final = 64
-"""Added per tool call, result and declaration instead: the wording around those is longer."""
-
 DECIDING: Final = ("thinking", "context_management", "diagnostics")
 """Objects that are only looked into: should a name stand in them twice, what was read is what is sent."""
 
 TRAVELLING_HEADERS: Final = ("anthropic-version", "anthropic-beta")
 
+MODEL_BYTES_MAX: Final = 256
+
 
 def read_request(
-    path: Path, headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: read.BodyLimits
+    path: Path, headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: BodyLimits
 ) -> Ask:
     """Read and check a request for `/v1/messages` or its `count_tokens`.
 
@@ -181,8 +184,70 @@ def read_request(
         Rejected: 400 or 413, naming the field.
     """
     free = path.action == "count"
+    ask = _read_usual(headers, body, limits, free=free)
+    return ask if ask is not None else _read_any(headers, body, unknown_fields, limits, free=free)
+
+
+def _read_usual(headers: Mapping[str, str], body: bytes, limits: BodyLimits, *, free: bool) -> Ask | None:
+    """Read a request of the usual shape; `None` for any other, which is then read by the long way.
+
+    Raises:
+        Rejected: by the guard, before which the long way would do nothing.
+    """
+    taken = take(body, usual.BODY, limits)
+    if taken is None:
+        return None
+    said, fields = taken
+    content_bytes = read.size(fields["messages"]) + (read.size(fields["system"]) if "system" in fields else 0)
+    tools = 0 if said.tools is UNSET else len(said.tools)
+    if (
+        (said.max_tokens is None and not free)
+        or len(said.messages) > limits.messages_max
+        or tools > limits.tools_max
+        or read.utf8_size(said.model) > MODEL_BYTES_MAX
+        or not put_back(fields, "messages", said.messages)
+        or not put_back(fields, "system", said.system)
+        or not put_back(fields, "tools", said.tools)
+        or not put_back(fields, "thinking", said.thinking)
+    ):
+        return None
+    total = usual.Sum()
+    total.messages(said.messages)
+    if said.system is not UNSET:
+        total.content(said.system)
+    if said.tools is not UNSET:
+        total.tools(said.tools)
+    total.opaque += [fields[name] for name in ("output_config", "tool_choice") if name in fields]
+    if total.opaque or not beyond_guard(body, content_bytes, len(said.messages) + total.blocks, limits):
+        guard(body, limits)
+    thinking = said.thinking
+    return Ask(
+        dialect="anthropic",
+        model=said.model,
+        stream=bool(said.stream) and not free,
+        measures=Measures(
+            text_bytes=total.text_bytes,
+            messages=len(said.messages),
+            tools=tools,
+            images=total.images,
+            output=said.max_tokens,
+            stop_bytes=read.size(fields["stop_sequences"]) if "stop_sequences" in fields else 0,
+            cache_writes=total.cache_writes,
+            reasoning=None if thinking is UNSET else thinking.type != "disabled",
+            thinking=usual.budget(thinking),
+        ),
+        fields=fields,
+        free=free,
+        live_cost=read.wants_live_cost(headers),
+        headers=read.travelling(headers, TRAVELLING_HEADERS),
+    )
+
+
+def _read_any(
+    headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: BodyLimits, *, free: bool
+) -> Ask:
     fields = dict(BODY.admit(read.read_object(body, limits), unknown_fields))
-    model = read.required(read.string(fields, "model", bytes_max=256), "model")
+    model = read.required(read.string(fields, "model", bytes_max=MODEL_BYTES_MAX), "model")
     stream = read.boolean(fields, "stream") or False
     output = read.integer(fields, "max_tokens")
     if not free:
@@ -210,8 +275,8 @@ def read_request(
         measures=tally.measures(output, *_reasoning(fields)),
         fields=fields,
         free=free,
-        live_cost=headers.get("x-credits-live", "").strip().lower() in ("1", "true"),
-        headers=travelling(headers),
+        live_cost=read.wants_live_cost(headers),
+        headers=read.travelling(headers, TRAVELLING_HEADERS),
     )
 
 
@@ -223,19 +288,14 @@ def write_request(ask: Ask, offer: Offer) -> bytes:
     fields: dict[str, object] = dict(ask.fields)
     fields["model"] = offer.wire_name
     if ask.free:
-        return msgspec.json.encode(fields)
+        return read.write(fields)
     if offer.output_limit is not None:
         fields["max_tokens"] = offer.output_limit
     if offer.thinking_limit is not None and ask.measures.thinking is not None:
         output = ask.measures.output if offer.output_limit is None else offer.output_limit
         budget = offer.thinking_limit if output is None else min(offer.thinking_limit, output - 1)
         fields["thinking"] = {**(read.obj(dict(ask.fields), "thinking") or {}), "budget_tokens": budget}
-    return msgspec.json.encode(fields)
-
-
-def travelling(headers: Mapping[str, str]) -> Headers:
-    """The caller's headers that go on to the provider."""
-    return tuple((name, headers[name]) for name in TRAVELLING_HEADERS if name in headers)
+    return read.write(fields)
 
 
 def _check_modes(fields: Object) -> None:
@@ -287,7 +347,7 @@ class Tally:
     large and is walked once, so this reads, counts and writes.
     """
 
-    limits: read.BodyLimits
+    limits: BodyLimits
     text_bytes: int = 0
     messages: int = 0
     tools: int = 0
@@ -327,6 +387,26 @@ class Tally:
 
     def messages_of(self, fields: Object) -> msgspec.Raw:
         """Walk through `messages`."""
+        return self._usual_messages(fields) or self._messages(fields)
+
+    def _usual_messages(self, fields: Object) -> msgspec.Raw | None:
+        """Read messages of the usual shape."""
+        try:
+            messages = usual.MESSAGES.decode(fields["messages"])
+        except (KeyError, *UNUSUAL):
+            return None
+        written = as_written(fields["messages"], messages)
+        if written is None or len(messages) > self.limits.messages_max:
+            return None
+        total = usual.Sum(cache_writes=self.cache_writes)
+        total.messages(messages)
+        self.messages = len(messages)
+        self.text_bytes += total.text_bytes
+        self.images += total.images
+        self.cache_writes = total.cache_writes
+        return written
+
+    def _messages(self, fields: Object) -> msgspec.Raw:
         turns = read.required(
             read.objects(fields, "messages", items_max=self.limits.messages_max), "messages"
         )
@@ -350,7 +430,7 @@ class Tally:
             return raw
         if not read.is_array(raw):
             raise bad(f"{param} must be a string or an array of blocks, not {read.shown(raw)}.", param)
-        blocks: list[msgspec.Raw] = read.decode(raw, list[msgspec.Raw], param, "an array of blocks")
+        blocks = read.decode(raw, read.RAWS, param, "an array of blocks")
         return read.encode([self._block(block, f"{param}[{index}]") for index, block in enumerate(blocks)])
 
     def _block(self, raw: msgspec.Raw, param: str) -> Object:

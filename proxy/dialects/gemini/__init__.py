@@ -6,8 +6,8 @@ from functools import partial
 from attrs import field, frozen
 
 from pricing.money import Pico
-from proxy.dialects.body import BodyLimits
 from proxy.dialects.gemini import errors, request, stream
+from proxy.dialects.guard import BodyLimits
 from proxy.dialects.passthrough import Passthrough, Whole
 from proxy.dialects.sse import Framer
 from proxy.errors import Failure

@@ -7,6 +7,8 @@ upstream is camelCase and arrays. Both spellings at once are refused.
 Refused by name is what we could not bound or bill: tools that run at the provider (search, maps, code, URL
 context …), content that is stored there (`cachedContent`, uploaded files, `gs://`), service tiers, and what
 lets the provider choose another model.
+
+Bodies and contents of the shape that nearly everybody sends are read quickly (`usual`), with the same result.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +17,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 from attrs import define
+from msgspec import UNSET
 
 from proxy.dialects import body as read
-from proxy.dialects.body import FieldLists, Object, bad
+from proxy.dialects.body import FieldLists, Object
+from proxy.dialects.gemini import usual
+from proxy.dialects.gemini.usual import CANDIDATES_MAX, FUNCTION_TOKENS, PART_TOKENS
+from proxy.dialects.guard import BodyLimits, bad, guard
+from proxy.dialects.usual import UNUSUAL, as_written, beyond_guard, put_back, take
 from proxy.types import Ask, Measures, Offer, Path
 
 _STORED: Final = "it refers to something stored at the provider, which cannot be told apart by wallet yet."
@@ -142,18 +149,9 @@ THINKING: Final = FieldLists(
     priced=("thinkingBudget", "thinkingLevel", "includeThoughts"), either_spelling=True
 )
 
-PART_TOKENS: Final = 16
-"""Added per part, for the words that the provider puts around it."""
-
-FUNCTION_TOKENS: Final = 64
-"""Added per function call, response and declaration instead: the wording around those is longer."""
-
-CANDIDATES_MAX: Final = 8
-"""The API's own bound on `candidateCount`."""
-
 
 def read_request(
-    path: Path, headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: read.BodyLimits
+    path: Path, headers: Mapping[str, str], body: bytes, unknown_fields: str, limits: BodyLimits
 ) -> Ask:
     """Read and check a request for `:generateContent`, `:streamGenerateContent` or `:countTokens`.
 
@@ -161,20 +159,77 @@ def read_request(
         Rejected: 400 or 413, naming the field.
     """
     model = read.required(path.model, "model")
-    free = path.action == "count"
-    reader = Reader(limits, model, unknown_fields)
-    fields = read.read_object(body, limits)
-    fields = reader.count_request(fields) if free else reader.request(fields, BODY, "")
+    stream, free = path.action == "stream", path.action == "count"
+    taken = _read_usual(body, limits)
+    if taken is None:
+        reader = Reader(limits, model, unknown_fields)
+        whole = read.read_object(body, limits)
+        fields = reader.count_request(whole) if free else reader.request(whole, BODY, "")
+        taken = fields, reader.measures()
     return Ask(
         dialect="gemini",
         model=model,
-        stream=path.action == "stream",
-        measures=reader.measures(),
-        fields=fields,
+        stream=stream,
+        measures=taken[1],
+        fields=taken[0],
         free=free,
-        live_cost=headers.get("x-credits-live", "").strip().lower() in ("1", "true"),
-        gemini_array=path.action == "stream" and not path.sse,
+        live_cost=read.wants_live_cost(headers),
+        gemini_array=stream and not path.sse,
     )
+
+
+def _read_usual(body: bytes, limits: BodyLimits) -> tuple[Object, Measures] | None:
+    """Read a request of the usual shape; `None` for any other, which is then read by the long way.
+
+    Raises:
+        Rejected: by the guard, before which the long way would do nothing.
+    """
+    taken = take(body, usual.BODY, limits)
+    if taken is None:
+        return None
+    said, fields = taken
+    if len(said.contents) > limits.messages_max:
+        return None
+    content_bytes = read.size(fields["contents"])
+    total = usual.Sum()
+    total.contents(said.contents)
+    if said.system_instruction is not UNSET:
+        content_bytes += read.size(fields["systemInstruction"])
+        total.contents([said.system_instruction])
+    if not (
+        put_back(fields, "contents", said.contents)
+        and put_back(fields, "systemInstruction", said.system_instruction)
+    ):
+        return None
+    if total.opaque or not beyond_guard(body, content_bytes, total.turns + total.parts, limits):
+        guard(body, limits)
+    config, stop_bytes = usual.NOTHING, 0
+    if said.generation_config is not UNSET:
+        config = said.generation_config
+        again = _config_again(fields["generationConfig"])
+        fields["generationConfig"] = read.encode(again)
+        if "stopSequences" in again:
+            stop_bytes = read.size(again["stopSequences"])
+    reasoning, budget = usual.reasoning(config.thinking_config)
+    measures = Measures(
+        text_bytes=total.text_bytes,
+        messages=total.turns,
+        images=total.images,
+        output=config.max_output_tokens,
+        choices=config.candidate_count or 1,
+        stop_bytes=stop_bytes,
+        reasoning=reasoning,
+        thinking=budget,
+    )
+    return fields, measures
+
+
+def _config_again(raw: msgspec.Raw) -> Object:
+    """Take a usual `generationConfig` apart as by the long way: its numbers have more than one short spelling."""
+    config = read.OBJECT.decode(raw)
+    if "thinkingConfig" in config:
+        config["thinkingConfig"] = read.encode(read.OBJECT.decode(config["thinkingConfig"]))
+    return config
 
 
 def write_request(ask: Ask, offer: Offer) -> bytes:
@@ -187,17 +242,19 @@ def write_request(ask: Ask, offer: Offer) -> bytes:
         inner = read.obj(dict(ask.fields), "generateContentRequest")
         if inner is not None:  # the one place where a body must name the model
             fields["generateContentRequest"] = {"model": f"models/{offer.wire_name}", **inner}
-        return msgspec.json.encode(fields)
-    bounds: dict[str, object] = {}
-    generation = read.obj(dict(ask.fields), "generationConfig") or {}
+        return read.write(fields)
+    rebound = offer.thinking_limit is not None and ask.measures.thinking is not None
+    if offer.output_limit is None and not rebound:
+        return read.write(fields)
+    said = read.obj(dict(ask.fields), "generationConfig") or {}
+    generation: dict[str, object] = dict(said)
     if offer.output_limit is not None:
-        bounds["maxOutputTokens"] = offer.output_limit
-    if offer.thinking_limit is not None and ask.measures.thinking is not None:
-        thinking = read.obj(generation, "thinkingConfig") or {}
-        bounds["thinkingConfig"] = {**thinking, "thinkingBudget": offer.thinking_limit}
-    if bounds:
-        fields["generationConfig"] = {**generation, **bounds}
-    return msgspec.json.encode(fields)
+        generation["maxOutputTokens"] = offer.output_limit
+    if rebound:
+        thinking = read.obj(said, "thinkingConfig") or {}
+        generation["thinkingConfig"] = {**thinking, "thinkingBudget": offer.thinking_limit}
+    fields["generationConfig"] = generation
+    return read.write(fields)
 
 
 def bare(model: str) -> str:
@@ -214,7 +271,7 @@ class Reader:
         unknown_fields: what happens to top-level fields that are on no list.
     """
 
-    limits: read.BodyLimits
+    limits: BodyLimits
     model: str
     unknown_fields: str
     text_bytes: int = 0
@@ -269,7 +326,7 @@ class Reader:
         fields.pop("model", None)
         if read.is_null(fields.get("contents")):
             raise bad(f"{at}contents is required.", f"{at}contents")
-        fields["contents"] = self._each(
+        fields["contents"] = self._usual_contents(fields["contents"]) or self._each(
             fields["contents"], f"{at}contents", self._content, self.limits.messages_max
         )
         for name, walk in (
@@ -283,6 +340,22 @@ class Reader:
         if (choice := fields.get("toolConfig")) is not None:
             self.text_bytes += read.size(choice)
         return fields
+
+    def _usual_contents(self, raw: msgspec.Raw) -> msgspec.Raw | None:
+        """Read contents of the usual shape."""
+        try:
+            contents = usual.CONTENTS.decode(raw)
+        except UNUSUAL:
+            return None
+        written = as_written(raw, contents)
+        if written is None or len(contents) > self.limits.messages_max:
+            return None
+        total = usual.Sum()
+        total.contents(contents)
+        self.messages += total.turns
+        self.text_bytes += total.text_bytes
+        self.images += total.images
+        return written
 
     def _each(
         self,

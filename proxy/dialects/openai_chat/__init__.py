@@ -6,7 +6,7 @@ from functools import partial
 from attrs import define, field
 
 from pricing.money import Pico
-from proxy.dialects.body import BodyLimits
+from proxy.dialects.guard import BodyLimits
 from proxy.dialects.openai_chat import errors, request, stream
 from proxy.dialects.passthrough import Passthrough, Whole
 from proxy.errors import Failure

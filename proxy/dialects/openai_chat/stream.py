@@ -17,17 +17,17 @@ which none was counted is empty.
 """
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal, Self
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from accounting.records import Receipt
 from pricing.usage import Reported
 from proxy.dialects.body import Object, encode
 from proxy.dialects.openai_chat.errors import Said, said, said_by
 from proxy.dialects.openai_chat.length import DONE, length
-from proxy.dialects.openai_chat.usage import read_usage
+from proxy.dialects.openai_chat.usage import UsualUsage, read_usage, usual
 from proxy.dialects.passthrough import Cut, is_nothing, reported, rewritten, take_apart, truncated, with_cost
 from proxy.dialects.sse import Framer, count_data_lines, data_of, frame_at, frames, last_border
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
@@ -36,8 +36,14 @@ from proxy.types import Ask, MeterLike
 PRELUDE_BYTES_MAX: Final = 2**16
 """So much may come before the first content; no provider is known to send more than a few hundred bytes."""
 
+FEW_BYTES: Final = 2**12
+"""Blocks up to that size are looked at frame by frame; to search through all of a larger one costs less."""
+
 EMPTY_BODY_MAX: Final = 2**14
 """No answer without any content in it is longer; of longer ones the choices are never decoded."""
+
+QUOTE: Final = ord('"')
+EMPTY_STRING: Final = len('""')
 
 _SPECIAL: Final = (b'"usage":{', b'"usage": {', b'"error"', b"[DONE]")
 _CHOICES: Final = (b'"choices":[', b'"choices": [')
@@ -87,6 +93,56 @@ ABOUT_THE_REQUEST: Final = frozenset(
 """Those that another account would say, too."""
 
 
+@frozen
+class Pattern:
+    """One ordinary frame of an answer; nearly all that follow differ from it in their text alone.
+
+    That is told by comparing what stands before the text and behind it, which is cheaper than to search for all
+    that could make a frame special: without a quote and a line break in what differs, nothing of that is there.
+
+    Attributes:
+        opening: all up to the text, its quote included.
+        behind: from the text's other quote to where padding may stand (OpenAI obfuscates the length of frames).
+        closing: all behind that.
+        around_bytes: how much of a frame is no content, as `StreamTap` counts it.
+    """
+
+    opening: bytes
+    behind: bytes
+    closing: bytes
+    around_bytes: int
+
+    @classmethod
+    def of(cls, frame: bytes, text: int, tail: int, padding: int) -> Self | None:
+        """Make one of a frame, given where its text, its tail and its padding begin; `None`: it is not so simple."""
+        stop, quoted = frame.find(b'"', text), frame[padding - 1 : padding] == b'"'
+        closing = frame.find(b'"', padding) if quoted else padding
+        if stop + 1 != tail or frame[text - 1 : text] != b'"' or closing < 0 or count_data_lines(frame) != 1:
+            return None
+        if any(needle in frame for needle in (*_SPECIAL, *_FINISHED)):
+            return None
+        pattern = cls(frame[:text], frame[stop:padding], frame[closing:], text + padding - tail)
+        return pattern if pattern.count(frame) == 1 else None
+
+    def count(self, block: bytes) -> int:
+        """How many frames a block has, if all of them are so; else 0."""
+        opening, behind, closing = self.opening, self.behind, self.closing
+        starts, find = block.startswith, block.find
+        count = start = 0
+        while start < len(block):
+            text = start + len(opening)
+            stop, after = find(b'"', text), find(b"\n", text) + len(b"\n\n")
+            padding, end = stop + len(behind), after - len(closing)
+            if not (
+                starts(opening, start) and starts(behind, stop) and padding <= end and starts(closing, end)
+            ):
+                return 0
+            if padding < end and find(b'"', padding, end) >= 0:
+                return 0
+            count, start = count + 1, after
+        return count
+
+
 @define(eq=False)
 class StreamTap:
     """The tap of a chat completion stream (`passthrough.Tap`).
@@ -109,9 +165,14 @@ class StreamTap:
     _key: bytes = field(default=b"", init=False)
     _tail: bytes = field(default=b"", init=False)
     _sample: bytes = field(default=b"", init=False)
+    _pattern: Pattern | None = field(default=None, init=False)
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
         """Relay a block of whole frames, but for the end."""
+        pattern, size = self._pattern, len(block)
+        if pattern is not None and size <= FEW_BYTES and (count := pattern.count(block)):
+            self._meter.saw(count, size - count * pattern.around_bytes)
+            return block, b""
         start = self._first_special(block)
         if start < 0:
             self._saw(block)
@@ -275,12 +336,17 @@ class StreamTap:
         if head is None:  # there is none
             return
         self._sample = frame
+        self._pattern = None
         if _TEXT_BEFORE.search(head.group(1)):
             self._head = self._key = self._tail = b""
             return
         tail = _TAIL.search(frame, head.end())
         self._head, self._key = head.group(1), head.group(2) or b""
         self._tail = tail.group() if tail is not None and tail.group() not in head.group() else b""
+        if tail is not None and self._usual:
+            pattern = Pattern.of(frame, head.end(), tail.start(), tail.end())
+            if pattern is not None and self._size(frame) == len(frame) - pattern.around_bytes:
+                self._pattern = pattern
 
 
 @define(eq=False)
@@ -310,12 +376,53 @@ class StreamPrelude:
         return False
 
 
+class _UsualMessage(msgspec.Struct, frozen=True, gc=False):
+    content: msgspec.Raw
+
+
+class _UsualChoice(msgspec.Struct, frozen=True, gc=False):
+    message: _UsualMessage
+
+
+class UsualBody(msgspec.Struct, frozen=True, gc=False):
+    """An answer in one piece as nearly all of them are; what of it decides anything, and the rest skipped over."""
+
+    usage: UsualUsage
+    choices: tuple[_UsualChoice, ...]
+    service_tier: Literal["default"] | None = None
+    error: None = None
+
+
+_usual_bodies: Final = msgspec.json.Decoder(UsualBody)
+
+
 def read_body(body: bytes, meter: MeterLike) -> bool:
     """Read the usage of an answer in one piece; says whether there is any content in it.
 
     Raises:
         StreamBroken: it is not one whole JSON object, or an error under status 200.
     """
+    try:
+        told = _usual_bodies.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return read_any_body(body, meter)
+    report = usual(told.usage)
+    if report is None or not _has_text(told):
+        return read_any_body(body, meter)
+    meter.report(report)
+    return True
+
+
+def _has_text(body: UsualBody) -> bool:
+    """Whether the first choice surely has a text in it: a string that is more than its quotes."""
+    if not body.choices:
+        return False
+    text = memoryview(body.choices[0].message.content)
+    return len(text) > EMPTY_STRING and text[0] == QUOTE
+
+
+def read_any_body(body: bytes, meter: MeterLike) -> bool:
+    """As `read_body`, whatever the body is like. A usual one it reads just so, if its fields' names are UTF-8."""
     try:
         fields: Object = msgspec.json.decode(body, type=Object)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

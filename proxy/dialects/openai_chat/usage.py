@@ -3,15 +3,19 @@
 `prompt_tokens` includes what was cached, written to a cache, audio and images; `completion_tokens` includes
 reasoning, audio and rejected predictions. A report that contradicts itself never bills more than its own two
 sums: parts are cut down to what is left of them, and the record says so.
+
+The usual report is read as a type that has no place for anything unusual (`UsualUsage`, `usual`); `read_usage` reads
+every report, and the same from the usual one.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 from attrs import define, field
 
 from pricing.usage import Reported, Usage
-from proxy.dialects.counters import Counters, flag
+from proxy.dialects.counters import COUNTER_MAX, Counters, flag
 
 KNOWN: Final = frozenset(
     {
@@ -35,6 +39,51 @@ KNOWN_COMPLETION: Final = frozenset(
 
 STANDARD_TIERS: Final = ("", "default")
 """Echoed service tiers that the price knows."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=COUNTER_MAX)]
+
+
+class _UsualPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    cached_tokens: _Count = 0
+    audio_tokens: _Count = 0
+
+
+class _UsualCompletion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    reasoning_tokens: _Count = 0
+    audio_tokens: _Count = 0
+    accepted_prediction_tokens: _Count = 0
+    rejected_prediction_tokens: _Count = 0
+
+
+class UsualUsage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A report as OpenAI makes it; whatever else a server says does not decode as one."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+    prompt_tokens_details: _UsualPrompt = _UsualPrompt()
+    completion_tokens_details: _UsualCompletion = _UsualCompletion()
+
+
+def usual(told: UsualUsage) -> Reported | None:
+    """Convert a last report of the usual kind; `None` where it contradicts itself, which `read_usage` sorts out."""
+    prompt, completion = told.prompt_tokens, told.completion_tokens
+    read, written = told.prompt_tokens_details, told.completion_tokens_details
+    plain = prompt - read.cached_tokens - read.audio_tokens
+    output = completion - written.audio_tokens
+    if plain < 0 or output < written.reasoning_tokens or told.total_tokens != prompt + completion:
+        return None
+    leg = Usage(
+        input=plain,
+        cache_read=read.cached_tokens,
+        audio_input=read.audio_tokens,
+        output=output,
+        audio_output=written.audio_tokens,
+        reasoning=written.reasoning_tokens,
+        requests=1,
+    )
+    return Reported((leg,), final=True)
 
 
 def read_usage(usage: Mapping[str, Any], *, tier: object = None, final: bool) -> Reported | None:

@@ -2,7 +2,6 @@ import json
 
 import msgspec
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from proxy.config import RequestLimits
 from proxy.dialects.anthropic import Anthropic
 from proxy.errors import Kind, Rejected
 from proxy.types import Path
+from tests.values import evolve
 
 MESSAGES = Path(dialect="anthropic")
 COUNT = Path(dialect="anthropic", action="count")

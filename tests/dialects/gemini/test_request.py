@@ -2,7 +2,6 @@ import json
 
 import msgspec
 import pytest
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from proxy.config import RequestLimits
 from proxy.dialects.gemini import Gemini
 from proxy.errors import Kind, Rejected
 from proxy.types import Path
+from tests.values import evolve
 
 MODEL = "gemini-3-pro"
 GENERATE = Path(dialect="gemini", model=MODEL)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from proxy.config import RequestLimits
 from proxy.dialects.openai_chat import OpenAIChat
-from proxy.dialects.openai_chat.request import CHOICES_MAX, FIELDS
+from proxy.dialects.openai_chat.request import FIELDS
+from proxy.dialects.openai_chat.usual import CHOICES_MAX
 from proxy.errors import Kind, Rejected
 from proxy.types import Path
 from tests import offers

@@ -1,5 +1,7 @@
 import functools
+import json
 from itertools import dropwhile, pairwise
+from unittest import mock
 
 import msgspec
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from accounting.records import Ending
 from pricing.usage import Meter, Usage
 from proxy.dialects import sse
+from proxy.dialects.openai_chat import stream
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.types import Path as Route
 from tests.dialects.common import DIALECTS, payloads, receipt, recording, shown_bytes
@@ -507,3 +510,254 @@ def test_a_prelude_without_end_is_given_up():
 )
 def test_an_answer_that_is_over_at_once_or_says_what_we_do_not_know_is_no_longer_a_prelude(frame):
     assert DIALECT.prelude().feed(frame)
+
+
+# -- the usual answer in one piece, and every other -------------------------------------------------
+
+COUNTS = st.one_of(
+    st.integers(0, 60), st.sampled_from([None, -1, True, 3.0, 2.5, "7", 2**38, 2**38 + 1, 2**70])
+)
+USUAL_COUNTS = st.integers(0, 60)
+ODD = st.sampled_from([None, False, 0, "", "x", [], {}, [1], {"a": 1}])
+
+
+def optional(fields):
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+def details(*names, counts=COUNTS):
+    return optional(dict.fromkeys(names, counts))
+
+
+PROMPT = details("cached_tokens", "audio_tokens")
+COMPLETION = details(
+    "reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"
+)
+TOLD = optional(
+    {
+        "prompt_tokens": COUNTS,
+        "completion_tokens": COUNTS,
+        "total_tokens": COUNTS,
+        "prompt_tokens_details": st.one_of(PROMPT, details("image_tokens", "text_tokens", "odd"), ODD),
+        "completion_tokens_details": st.one_of(COMPLETION, details("image_tokens", "odd"), ODD),
+        "cached_tokens": COUNTS,
+        "prompt_cache_hit_tokens": COUNTS,
+        "cost": COUNTS,
+        "odd": COUNTS,
+    }
+)
+MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={"role": st.just("assistant"), "content": st.one_of(st.text(max_size=5), ODD), "refusal": ODD},
+)
+CHOICES = st.lists(
+    st.one_of(ODD, optional({"message": st.one_of(MESSAGES, ODD), "delta": ODD, "index": ODD, "odd": ODD})),
+    max_size=3,
+)
+
+
+@st.composite
+def usual_reports(draw):
+    prompt, completion = draw(USUAL_COUNTS), draw(USUAL_COUNTS)
+    told = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion + draw(st.sampled_from([0, 0, 0, 1])),
+        "prompt_tokens_details": draw(details("cached_tokens", "audio_tokens", counts=USUAL_COUNTS)),
+        "completion_tokens_details": draw(details("reasoning_tokens", "audio_tokens", counts=USUAL_COUNTS)),
+    }
+    return {name: value for name, value in told.items() if value != {}}
+
+
+BODIES = optional(
+    {
+        "id": ODD,
+        "choices": st.one_of(CHOICES, st.just([{"message": {"content": "Hi"}}]), ODD),
+        "usage": st.one_of(TOLD, usual_reports(), ODD),
+        "service_tier": st.sampled_from([None, "", "default", "flex", 1]),
+        "error": st.sampled_from([None, None, {}, "", {"message": "no", "code": "x"}, "no"]),
+        "x_groq": st.one_of(ODD, st.builds(lambda usage: {"usage": usage}, TOLD)),
+    }
+)
+
+
+def read_by(read, body):
+    meter = Meter()
+    try:
+        return read(body, meter), meter.reported
+    except StreamBroken as broken:
+        return str(broken), meter.reported
+
+
+@settings(max_examples=1500)
+@given(fields=BODIES, torn=st.integers(0, 400), twice=st.booleans())
+def test_the_usual_body_is_read_as_any_other(fields, torn, twice):
+    body = msgspec.json.encode(fields)
+    if twice:  # what is named twice counts as it was named last
+        body = body[:-1] + b',"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}'
+    for text in (body, body[: torn + 1], body.replace(b"H", b"\xff")):
+        assert read_by(stream.read_body, text) == read_by(stream.read_any_body, text)
+
+
+@given(told=usual_reports(), text=st.text(min_size=1, max_size=9))
+def test_a_usual_report_is_read_without_the_general_code(told, text):
+    body = msgspec.json.encode({"choices": [{"index": 0, "message": {"content": text}}], "usage": told})
+    meter = Meter()
+    assert stream.read_any_body(body, meter)
+    report = meter.reported
+    if not report.flags:  # what contradicts itself is not usual
+        assert stream.usual(msgspec.json.decode(body, type=stream.UsualBody).usage) == report
+
+
+# -- ordinary frames, and every other ----------------------------------------------------------------
+
+NO_PATTERN = mock.patch.object(stream.Pattern, "of", return_value=None)
+
+TEXTS = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            " a",
+            "error",
+            "[DONE]",
+            "usage",
+            "finish_reason",
+            "delta",
+            '"',
+            "\\",
+            '"usage":{',
+            '"error"',
+            "},",
+            ":",
+        ]
+    ),
+    st.sampled_from(["\n\n", "data: [DONE]", '"}}]}', '"},"finish_reason":null}]}', "content", "x" * 200]),
+    st.text(max_size=6),
+)
+DELTAS = st.one_of(
+    st.builds(lambda text: {"content": text}, TEXTS),
+    st.builds(lambda text: {"content": text}, TEXTS),
+    st.builds(lambda text: {"role": "assistant", "content": text}, TEXTS),
+    st.builds(lambda text: {"reasoning_content": text}, TEXTS),
+    st.builds(lambda text: {"content": None, "reasoning": text}, TEXTS),
+    st.builds(lambda text: {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}, TEXTS),
+    st.just({}),
+)
+
+
+@st.composite
+def answers(draw):
+    """Streams of one server's frames, most of them alike, with some that are not, and whatever ends them."""
+    logprobs = draw(st.booleans())
+    told = draw(
+        st.sampled_from([{}, {"usage": None}, {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}])
+    )
+    padded, index = draw(st.booleans()), draw(st.sampled_from([0, 0, 0, 1]))
+    spaced, event = draw(st.booleans()), draw(st.sampled_from([b"", b"", b"event: chunk\n", b"id: 7\n"]))
+
+    def framed(fields):
+        text = msgspec.json.encode(fields)
+        if spaced:
+            text = json.dumps(fields).encode()
+        return event + b"data: " + text + b"\n\n"
+
+    def frame(delta, reason=None, at=index):
+        choice = {
+            "index": at,
+            "delta": delta,
+            **({"logprobs": None} if logprobs else {}),
+            "finish_reason": reason,
+        }
+        padding = (
+            {"obfuscation": draw(st.sampled_from(["", "aB", "error", "usage", "x" * 30]))} if padded else {}
+        )
+        return framed({"id": "c", "model": "m", "choices": [choice], **told, **padding})
+
+    frames = []
+    for _ in range(draw(st.integers(1, 12))):
+        kind = draw(st.integers(0, 19))
+        if kind < 16:
+            frames.append(frame(draw(DELTAS)))
+        elif kind == 16:
+            frames.append(
+                draw(st.sampled_from([b": ping\n\n", b"\n", b"\r\n", b"data: {}\n\n", b"data: x\n\n"]))
+            )
+        elif kind == 17:
+            frames.append(frame({"content": "y"}).replace(b"\n", b"\r\n"))
+        elif kind == 18:
+            frames.append(frame({}, draw(st.sampled_from(["stop", "length", ""])), draw(st.integers(0, 1))))
+        else:
+            frames.append(framed({"error": {"message": "no"}, "choices": []}))
+    frames.append(frame({}, "stop"))
+    if draw(st.booleans()):
+        frames.append(
+            framed({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 8, "total_tokens": 17}})
+        )
+    return b"".join([*frames, draw(st.sampled_from([b"data: [DONE]\n\n", b""]))])
+
+
+def stages(chunks):
+    """All that can be seen of a tap, read by read."""
+    meter = Meter()
+    translator = DIALECT.passthrough(ask(), meter)
+    seen_so_far = []
+    try:
+        for chunk in chunks:
+            given = translator.feed(chunk)
+            tap = translator._tap
+            seen_so_far.append(
+                (
+                    given,
+                    meter.content_frames,
+                    meter.content_bytes,
+                    meter.reported,
+                    translator.ended,
+                    tap.standing,
+                )
+            )
+        translator.finish()
+    except StreamBroken as broken:
+        return seen_so_far, str(broken)
+    cut = translator.end(receipt(CHARGED))
+    return seen_so_far, cut
+
+
+def by_frames(answer):
+    return [frame for frame in sse.frames(answer) if frame]
+
+
+@settings(max_examples=600)
+@given(answer=answers(), sizes=st.lists(st.integers(1, 300), max_size=12), per_read=st.integers(1, 5))
+def test_ordinary_frames_are_metered_as_all_others(answer, sizes, per_read):
+    whole = by_frames(answer)
+    reads = [b"".join(whole[at : at + per_read]) for at in range(0, len(whole), per_read)]
+    torn, rest = [], answer
+    for size in sizes:
+        torn.append(rest[:size])
+        rest = rest[size:]
+    for chunks in (reads, [*torn, rest], [answer]):
+        with NO_PATTERN:
+            expected = stages(chunks)
+        assert stages(chunks) == expected
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_recorded_answer_is_metered_the_same_without_a_pattern(name):
+    chunks = by_frames(recording(name))
+    with NO_PATTERN:
+        expected = stages(chunks)
+    assert stages(chunks) == expected
+
+
+@pytest.mark.parametrize("padding", [b"", b',"obfuscation":"%s"'])
+def test_ordinary_frames_are_told_by_their_pattern(padding):
+    def frame(text):
+        padded = padding.replace(b"%s", b"z" * len(text))
+        return b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]%s}\n\n' % (
+            text, padded
+        )  # fmt: skip
+
+    translator = DIALECT.passthrough(ask(), Meter())
+    translator.feed(frame(b"ab"))
+    with mock.patch.object(stream.StreamTap, "_saw", side_effect=AssertionError("looked at again")):
+        assert translator.feed(frame(b"other") + frame(b"")) == frame(b"other") + frame(b"")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from proxy.doors.alarms import Alarms
+from proxy.alarms import Alarms
 
 
 @pytest.fixture
