@@ -12,6 +12,7 @@ Where there is no epoll, trio waits as it always does.
 """
 
 import select
+from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol
 
@@ -21,6 +22,11 @@ from attrs import define, field
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
 from proxy.alarms import Alarm, Alarms
+
+Meanwhile = Callable[[], bool]
+"""Reads, and does at once what there is to do; true if the wait is to end. Runs in another task, so it may not wait.
+
+To wake a task for every few bytes costs as much as to relay them."""
 
 
 class Watch(Protocol):
@@ -36,8 +42,13 @@ class Watch(Protocol):
         """A read took less than it might have: there is nothing more until the kernel says so."""
         ...
 
-    async def wait(self, until: float = inf) -> bool:
+    async def wait(self, until: float = inf, meanwhile: Meanwhile | None = None) -> bool:
         """Wait until a read may find something; false if `until` came before, or `wake` was called.
+
+        Args:
+            until: on trio's clock.
+            meanwhile: called instead of ending the wait, as soon as a read may find something; what it raises is
+                raised here.
 
         Raises:
             trio.ClosedResourceError: the socket was forgotten meanwhile.
@@ -65,12 +76,13 @@ class _EpollWatch:
     _ended: bool = field(default=False, init=False)
     """The other side has closed: whatever is read, the end is still to be read after it."""
     _task: Task | None = field(default=None, init=False)
+    _meanwhile: Meanwhile | None = field(default=None, init=False)
 
     def drained(self) -> None:
         """See `Watch`."""
         self.readable = self._ended
 
-    async def wait(self, until: float = inf) -> bool:
+    async def wait(self, until: float = inf, meanwhile: Meanwhile | None = None) -> bool:
         """See `Watch`."""
         if self._descriptor < 0:
             raise trio.ClosedResourceError("this socket was forgotten")
@@ -78,6 +90,7 @@ class _EpollWatch:
             await trio.lowlevel.checkpoint()
             return True
         self._alarm.set(until, self.wake)
+        self._meanwhile = meanwhile
         self._task = trio.lowlevel.current_task()
         there: bool = await trio.lowlevel.wait_task_rescheduled(self._abort)
         return there
@@ -94,8 +107,15 @@ class _EpollWatch:
         """The kernel says that there is something to read."""
         self.readable = True
         self._ended = self._ended or ended
-        if self._task is not None:
-            self._end_wait(outcome.Value(True))
+        if self._task is None:
+            return
+        try:
+            over = self._meanwhile is None or self._meanwhile()
+        except Exception as error:  # noqa: BLE001 - it belongs to the task that waits
+            self._end_wait(outcome.Error(error))
+        else:
+            if over:
+                self._end_wait(outcome.Value(True))
 
     def forget(self) -> None:
         """See `Watch`."""
@@ -108,6 +128,7 @@ class _EpollWatch:
 
     def _end_wait(self, how: outcome.Outcome[bool]) -> None:
         task, self._task = self._task, None
+        self._meanwhile = None  # it holds on to all that is relayed
         if task is not None:
             trio.lowlevel.reschedule(task, how)
 
@@ -167,8 +188,8 @@ class _TrioWatch:
     def drained(self) -> None:
         """See `Watch`: nobody would say when there is more."""
 
-    async def wait(self, until: float = inf) -> bool:
-        """See `Watch`."""
+    async def wait(self, until: float = inf, meanwhile: Meanwhile | None = None) -> bool:  # noqa: ARG002
+        """See `Watch`; the task is woken anyway, so nothing is done meanwhile."""
         if self._descriptor < 0:
             raise trio.ClosedResourceError("this socket was forgotten")
         with trio.CancelScope(deadline=until) as self._scope:

@@ -4,12 +4,15 @@ Nothing here knows which door the bytes came in by or which provider answers: `r
 arguments. Money moves only inside the hold, synchronously; the awaits here carry bytes or wait for durability.
 """
 
+from collections.abc import Awaitable
+
+from accounting.hold import Hold
 from accounting.ports import Overloaded
 from proxy import credit, headers
 from proxy.errors import Failure, Kind
 from proxy.gateway import Gateway
 from proxy.limits import Limited
-from proxy.types import Path, Reply, Request
+from proxy.types import WRITTEN, Answer, Path, Reply, Request, Translator
 
 
 async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) -> None:
@@ -38,16 +41,30 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
                 translator = dialect.passthrough(ask, hold.meter, hold.cost_so_far)
                 await hold.journaled()
                 reply.start(answer.status, headers.answer(answer, ask))
-                async for chunk in answer:
-                    await reply.write(hold.cover(translator.feed(chunk), translator.cut))
-                    if hold.exhausted:
-                        break
-                    if translator.ended:
-                        answer.expect_close()
+                await relay(answer, translator, hold, reply)
                 translator.finish()
                 hold.cover(b"", translator.cut)  # the last frame may have waited for the end
         await hold.settled()
         await reply.end(translator.end(hold.receipt), headers.receipt(hold.receipt))
+
+
+async def relay(answer: Answer, translator: Translator, hold: Hold, reply: Reply) -> None:
+    """Meter what comes, cover it, and write it, until the answer is over or the credit used up."""
+    writing: Awaitable[None] = WRITTEN
+
+    def take(chunk: bytes) -> bool:
+        # called where bytes arrive, mostly without this task being woken: so it waits for nothing
+        nonlocal writing
+        writing = reply.write(hold.cover(translator.feed(chunk), translator.cut))
+        return writing is WRITTEN and not translator.ended and not hold.exhausted
+
+    over = False
+    while not over and not hold.exhausted:
+        over = await answer.hand_on(take)
+        await writing
+        writing = WRITTEN
+        if translator.ended:
+            answer.expect_close()
 
 
 async def respond(gateway: Gateway, path: Path, request: Request, reply: Reply) -> None:

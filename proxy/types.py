@@ -1,8 +1,8 @@
 """What the rooms of proxy hand each other: Ask, Caller, Offer, and the protocols between them."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from attrs import field, frozen
@@ -381,6 +381,16 @@ class Request(Protocol):
         ...
 
 
+class _Written:
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+WRITTEN: Final = _Written()
+"""What `Reply.write` gives where nothing is left to be awaited; awaiting it does nothing."""
+
+
 class Reply(Protocol):
     """Where an answer goes. Knows whether the status line has left; falls mute when the client is gone."""
 
@@ -413,8 +423,12 @@ class Reply(Protocol):
         """Note status and headers; they leave with the first byte, or with the end."""
         ...
 
-    async def write(self, chunk: bytes) -> None:
-        """Write whole frames; nothing for `b""` or a client that is gone."""
+    def write(self, chunk: bytes) -> Awaitable[None]:
+        """Write whole frames; nothing for `b""` or a client that is gone.
+
+        Returns:
+            `WRITTEN` where that was done at once, else what has to be awaited next to have it done.
+        """
         ...
 
     async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -451,8 +465,14 @@ class Answer(Protocol):
     headers: Mapping[str, str]
     offer: Offer
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Bytes as they were read, under the idle and total deadlines.
+    async def hand_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand on bytes as they are read, under the idle and total deadlines, until `take` declines.
+
+        Args:
+            take: given each piece; true if it would take more. It must not wait, for it may run in another task.
+
+        Returns:
+            True at the end, false where `take` has declined.
 
         Raises:
             StreamBroken: the provider's connection broke or fell silent for too long.

@@ -100,7 +100,7 @@ def sends_in_time(send):
 def reads_in_time(read):
     """An exchange's `read`, given up when its time is over."""
 
-    async def in_time(self, until=math.inf):
+    async def in_time(self, until=math.inf, _take=None):
         with trio.CancelScope(deadline=until):
             return await read(self)
 

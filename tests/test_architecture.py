@@ -153,6 +153,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
             {
                 "trio",
                 "attrs",
+                "accounting.hold",
                 "accounting.ports",
                 "proxy.credit",
                 "proxy.headers",

@@ -1,6 +1,7 @@
 """The fast door's reply: bytes straight to the client, one send for each write, no task and no nursery of its own."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -9,8 +10,9 @@ from attrs import define, field
 
 from proxy.alarms import Alarm
 from proxy.doors.heads import CHUNKED, LAST_CHUNK, chunk, lines
-from proxy.doors.reply import Standing
-from proxy.doors.wire import Gone, Wire
+from proxy.doors.reply import Later, Standing
+from proxy.doors.wire import Bytes, Gone, Wire
+from proxy.types import WRITTEN
 
 
 class Carrier(Protocol):
@@ -64,17 +66,35 @@ class FastReply(Standing):
     def _cancel(self) -> None:
         self._carrier.cancel()
 
-    async def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> Awaitable[None]:
         """Write whole frames; nothing for `b""` or a client that is gone."""
         if not chunk:
-            return
+            return WRITTEN
         if self._sending:
-            await self._wait_turn()
+            return Later(partial(self._write_in_turn, chunk))
         if not self._gone:
-            await self._send(self._framed(chunk))
-            self.silent_since = self._carrier.now()
+            try:
+                rest = self._carrier.wire.send_now(self._framed(chunk))
+            except Gone:
+                self.hang_up()
+            else:
+                self.silent_since = self._carrier.now()
+                if not rest:
+                    return WRITTEN
+                self._sending = True  # nothing comes between
+                return Later(partial(self._send_rest, rest))
+        # what a hang-up cancels ends here
+        return WRITTEN if self._mute else Later(trio.lowlevel.checkpoint)
+
+    async def _write_in_turn(self, chunk: bytes) -> None:
+        await self._wait_turn()
+        await self.write(chunk)
+
+    async def _send_rest(self, rest: Bytes) -> None:
+        await self._sent(self._carrier.wire.send_rest(rest))
+        self.silent_since = self._carrier.now()
         if self._gone and not self._mute:
-            await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
+            await trio.lowlevel.checkpoint()
 
     def _framed(self, data: bytes) -> bytes:
         """A part of the body as it is sent; with the head, where that has not left."""
@@ -108,8 +128,11 @@ class FastReply(Standing):
 
     async def _send(self, data: bytes) -> bool:
         self._sending = True
+        return await self._sent(self._carrier.wire.send(data))
+
+    async def _sent(self, sending: Awaitable[None]) -> bool:
         try:
-            await self._carrier.wire.send(data)
+            await sending
         except Gone:
             self.hang_up()
             return False

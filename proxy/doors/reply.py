@@ -8,14 +8,16 @@ connection.
 `DoorReply` speaks through ASGI's `send`; the fast door has its own over the same rules.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from proxy.doors.heads import check
+from proxy.types import WRITTEN
 
 STREAM_HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -25,6 +27,16 @@ STREAM_HEADERS: Final = {
 """What a stream is announced as when a heartbeat precedes its start; headers noted by then win."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@frozen
+class Later:
+    """Something to await; a coroutine would complain if the task that should is cancelled instead."""
+
+    _run: Callable[[], Awaitable[None]]
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._run().__await__()
 
 
 @define(eq=False)
@@ -130,10 +142,11 @@ class DoorReply(Standing):
     def _cancel(self) -> None:
         self.nursery.cancel_scope.cancel()
 
-    async def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> Awaitable[None]:
         """Write whole frames; nothing for `b""` or a client that is gone."""
-        if not chunk:
-            return
+        return Later(partial(self._write_in_turn, chunk)) if chunk else WRITTEN
+
+    async def _write_in_turn(self, chunk: bytes) -> None:
         if not self._gone:
             async with self._lock:
                 await self._write(chunk)

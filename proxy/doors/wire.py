@@ -26,6 +26,9 @@ class Gone(Exception):
     """The client has left, or has taken nothing for too long; its connection is closed."""
 
 
+Bytes = bytes | memoryview
+
+
 class Wire(Protocol):
     """One client's connection, as bytes; for one task that reads and one that sends.
 
@@ -57,6 +60,20 @@ class Wire(Protocol):
         Raises:
             Gone: the client has left, or has taken nothing for `write_seconds`.
         """
+        ...
+
+    def send_now(self, data: bytes) -> Bytes:
+        """Send what can be sent without waiting; gives the rest, for `send_rest`.
+
+        Whoever sends much in this way lets others have their turn themselves.
+
+        Raises:
+            Gone: the client has left.
+        """
+        ...
+
+    async def send_rest(self, rest: Bytes) -> None:
+        """Send what `send_now` could not; as `send`."""
         ...
 
     def hand_on(self) -> None:
@@ -136,9 +153,14 @@ class PlainWire:
         if self._at_once >= AT_ONCE_MAX:
             self._at_once = 0
             await trio.lowlevel.checkpoint()
+        self._at_once += 1
+        if rest := self.send_now(data):
+            await self.send_rest(rest)
+
+    def send_now(self, data: bytes) -> Bytes:
+        """Send what can be sent without waiting."""
         if self._descriptor < 0:
             raise Gone
-        self._at_once += 1
         try:
             sent = os.write(self._descriptor, data)
         except BlockingIOError:
@@ -146,10 +168,9 @@ class PlainWire:
         except OSError:
             self.close()
             raise Gone from None
-        if sent < len(data):
-            await self._send_rest(memoryview(data)[sent:])
+        return memoryview(data)[sent:] if sent < len(data) else b""
 
-    async def _send_rest(self, rest: memoryview) -> None:
+    async def send_rest(self, rest: Bytes) -> None:
         """Send what the kernel had no room for; the deadline begins anew with each byte that it takes."""
         self._at_once, deadline = 0, trio.CancelScope()
         try:
@@ -223,6 +244,14 @@ class TlsWire:
         return b""
 
     async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        await self.send_rest(data)
+
+    def send_now(self, data: bytes) -> Bytes:
+        """TLS cannot try without waiting."""
+        return data
+
+    async def send_rest(self, data: Bytes) -> None:
         """Send all of it."""
         try:
             for at in range(0, len(data), SEND_BYTES):

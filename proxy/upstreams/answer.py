@@ -28,7 +28,7 @@ from proxy.dialects.scrub import scrub
 from proxy.errors import Kind, Rejected, StreamBroken, UpstreamFailed
 from proxy.pool import Pool, Rest
 from proxy.types import Ask, Dialect, Offer, Reply
-from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange, NotInTime
+from proxy.upstreams.client import Call, Client, ConnectionWasStale, Exchange, NotInTime, Take
 from proxy.upstreams.failures import Leave, ProviderFailed, judge, private
 from proxy.upstreams.providers import Way, anthropic, gemini, openai
 
@@ -36,6 +36,9 @@ KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthrop
 
 ERROR_SECONDS: Final = 5.0
 """How long an error answer may take to arrive; what is there by then is read."""
+
+NEVER: Final = -1
+"""No number of frames: whatever the meter has seen is new."""
 
 Log = Callable[..., None]
 """`log(level, event, **fields)`."""
@@ -374,9 +377,16 @@ class OpenAnswer:
     status: int = field(init=False)
     headers: Mapping[str, str] = field(init=False)
     _idle_left: float = field(init=False)
-    _frames: int = field(default=-1, init=False)
+    _frames: int = field(default=NEVER, init=False)
+    """Content that had gone by when idle time last began."""
     _close_at: float = field(default=math.inf, init=False)
     _now: Callable[[], float] = field(init=False)
+    _take: Take = field(init=False)
+    _waiting_since: float = field(default=0.0, init=False)
+    _handing: bool = field(default=False, init=False)
+    _declined: bool = field(default=False, init=False)
+    _fresh: bool = field(default=False, init=False)
+    """Content has come while we waited, so the deadline that was set is not the one that counts."""
 
     def __attrs_post_init__(self) -> None:
         self._idle_left = self._idle_seconds
@@ -388,44 +398,76 @@ class OpenAnswer:
             if (value := self._exchange.headers.get(name)) is not None
         }
 
-    def __aiter__(self) -> "OpenAnswer":
-        return self
+    async def hand_on(self, take: Take) -> bool:
+        """Hand on what comes, as it was read, until `take` declines.
 
-    async def __anext__(self) -> bytes:
-        """The next bytes as they were read.
+        Args:
+            take: given each piece; must not wait, for it may be called where another task runs.
+
+        Returns:
+            True at the end of the answer, false where `take` has declined to take more for now.
 
         Raises:
             StreamBroken: the connection broke, or no content came for too long.
         """
+        self._take = take
+        try:
+            while chunk := self._ready() or await self._wait():
+                if not self._hand(chunk):
+                    return False
+        except StreamBroken:
+            if self._handing or not self._is_closing:
+                raise
+            return True
+        return chunk is not None
+
+    def _hand(self, chunk: bytes) -> bool:
+        self._handing = True  # what is raised now is not the provider's doing
+        more = self._take(chunk)
+        self._handing = False
+        if not self._stream and chunk.strip():  # a body has no pings, and its content is metered at its end
+            self._frames = NEVER
+        return more
+
+    def _ready(self) -> bytes | None:
+        """What is here already, so that no deadline has to be made; `None` or nothing if `_wait` has to tell."""
         if self._kept:
             kept, self._kept = self._kept, b""
             return kept
-        try:
-            chunk = self._exchange.ready()  # a deadline is made only where there is something to wait for
-            if chunk is None:
-                chunk = await self._wait()
-        except StreamBroken:
-            if self._is_closing:
-                raise StopAsyncIteration from None
-            raise
-        if not chunk:
-            raise StopAsyncIteration
-        if not self._stream and chunk.strip():
-            self._idle_left = self._idle_seconds  # a body has no pings, and its content is metered at its end
-        return chunk
+        return self._exchange.ready()
 
-    async def _wait(self) -> bytes:
-        """Read on under the deadlines; `b""` where the provider should have closed by now."""
-        began = self._now()
-        if self._meter.content_frames != self._frames:
-            self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
-        chunk = await self._exchange.read(min(began + self._idle_left, self._ends_at, self._close_at))
-        if chunk is not None:
-            self._idle_left = max(self._idle_left - (self._now() - began), 0.0)
-            return chunk
-        if self._is_closing:
-            return b""
-        raise StreamBroken(Kind.TIMEOUT, "The provider's answer came to a standstill.", ending=Ending.STALLED)
+    async def _wait(self) -> bytes | None:
+        """Read on under the deadlines; `b""` at the end, or where it should have come; `None`: declined."""
+        while True:
+            self._note_content()
+            self._waiting_since, self._declined, self._fresh = self._now(), False, False
+            until = min(self._waiting_since + self._idle_left, self._ends_at, self._close_at)
+            chunk = await self._exchange.read(until, self._take_meanwhile)
+            if chunk is None and self._declined:
+                return None
+            self._idle_left = max(self._idle_left - (self._now() - self._waiting_since), 0.0)
+            if chunk is not None:
+                return chunk
+            if self._is_closing:
+                return b""
+            if not self._fresh:
+                message = "The provider's answer came to a standstill."
+                raise StreamBroken(Kind.TIMEOUT, message, ending=Ending.STALLED)
+
+    def _take_meanwhile(self, chunk: bytes) -> bool:
+        """Hand on what comes while `_wait` waits; new content makes the wait begin anew."""
+        more = self._hand(chunk)
+        if self._note_content():
+            self._waiting_since, self._fresh = self._now(), True
+        self._declined = not more
+        return more
+
+    def _note_content(self) -> bool:
+        """Whether content was metered since this was asked last; if so, idle time begins anew."""
+        if self._meter.content_frames == self._frames:
+            return False
+        self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
+        return True
 
     def expect_close(self) -> None:
         """The terminal event was seen: the provider has a moment to close, then the answer is over."""

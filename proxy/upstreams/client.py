@@ -28,6 +28,7 @@ from proxy.upstreams.exchange import (
     ConnectionWasStale,
     Exchange,
     NotInTime,
+    Take,
     misconfigured,
     unreached,
 )
@@ -37,7 +38,16 @@ from proxy.upstreams.proxied import Proxied
 from proxy.upstreams.transport import Certificate, Transport, trust
 from proxy.upstreams.wire import Address, Unreachable
 
-__all__ = ["STALE_SECONDS", "Call", "Client", "ConnectionWasStale", "Exchange", "HttpClient", "NotInTime"]
+__all__ = [
+    "STALE_SECONDS",
+    "Call",
+    "Client",
+    "ConnectionWasStale",
+    "Exchange",
+    "HttpClient",
+    "NotInTime",
+    "Take",
+]
 
 CLOSE_SECONDS: Final = 1.0
 """Bound of the shield under which everything is closed; closing sockets takes none of it."""

@@ -23,6 +23,10 @@ class Call:
     body: bytes = field(repr=False)
 
 
+Take = Callable[[bytes], bool]
+"""Takes bytes as they came, without waiting; true if it would take more. May run in another task."""
+
+
 class Exchange(Protocol):
     """A provider's open answer."""
 
@@ -47,13 +51,15 @@ class Exchange(Protocol):
         """
         ...
 
-    async def read(self, until: float = inf) -> bytes | None:
+    async def read(self, until: float = inf, take: Take | None = None) -> bytes | None:
         """The next bytes as they came, `b""` at the end, or `None` if there were none in time.
 
         Whoever is cancelled here has lost none of them.
 
         Args:
             until: how long to wait; on trio's clock.
+            take: may be handed bytes as they come, where this would wait: that spares a change of tasks for each
+                event. `None` is also given when it has declined to take more; what it raises is raised here.
 
         Raises:
             StreamBroken: the connection broke off.

@@ -25,7 +25,7 @@ import trio
 from attrs import define, field
 
 from proxy.errors import Kind, StreamBroken
-from proxy.upstreams.exchange import NotInTime
+from proxy.upstreams.exchange import NotInTime, Take
 from proxy.upstreams.wire import Wire
 
 HEAD_BYTES_MAX: Final = 65_536
@@ -211,6 +211,9 @@ class Answer:
     _turns: int = field(default=TURNS, init=False)
     _must_wait: int = field(default=_NOTHING, init=False)
     """For what, before the next read."""
+    _take_it: Take | None = field(default=None, init=False)
+    """Who takes what comes while `read` waits; `_declined`: and has had enough for now."""
+    _declined: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         assert self._connection is not None  # noqa: S101 - for the type checker
@@ -423,21 +426,35 @@ class Answer:
                 return body
         return b""
 
-    async def read(self, until: float = inf) -> bytes | None:
+    async def read(self, until: float = inf, take: Take | None = None) -> bytes | None:
         """See `Exchange`."""
+        self._take_it = take
         while True:
             if self._must_wait == _BYTES:
                 try:
-                    if not await self._wire.readable(until):
+                    if not await self._wire.readable(until, None if take is None else self._hand_on):
                         return None
                 except (OSError, trio.ClosedResourceError):
                     if not self._over:  # it was not we who closed it
                         raise self._breaks("The provider's answer broke off.") from None
+                if self._declined:
+                    self._declined = False
+                    return None
                 self._turns = TURNS
             elif self._must_wait == _TURN:
                 await trio.lowlevel.checkpoint()
             if (data := self.ready()) is not None:
                 return data
+
+    def _hand_on(self) -> bool:
+        """Bytes have come while `read` waits: hand them on from here; true where it has to go on itself."""
+        assert self._take_it is not None  # noqa: S101 - for the type checker
+        self._turns = TURNS
+        while data := self.ready():
+            if not self._take_it(data):
+                self._declined = True
+                return True
+        return data is not None or self._must_wait == _TURN
 
     async def aclose(self) -> None:
         """See `Exchange`; it does not wait at all."""

@@ -28,6 +28,7 @@ from proxy.upstreams.exchange import (
     ConnectionWasStale,
     Exchange,
     NotInTime,
+    Take,
     misconfigured,
     unreached,
 )
@@ -215,7 +216,7 @@ class _Exchange:
         """See `exchange.Exchange`; httpx does not say what it has."""
         return None if self._chunks is not None else b""
 
-    async def read(self, until: float = inf) -> bytes | None:
+    async def read(self, until: float = inf, take: Take | None = None) -> bytes | None:  # noqa: ARG002
         """See `exchange.Exchange`."""
         with trio.CancelScope(deadline=until):
             return await self._read()

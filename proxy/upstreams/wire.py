@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 import trio
 from attrs import define, field
 
-from proxy.readiness import Watch, readiness
+from proxy.readiness import Meanwhile, Watch, readiness
 
 READ_BYTES: Final = 65_536
 """One read takes at most so much."""
@@ -72,8 +72,11 @@ class Wire(Protocol):
         """Whether it is open and there is nothing to read: only such a connection may be used again."""
         ...
 
-    def readable(self, until: float = inf) -> Awaitable[bool]:
-        """Wait until `receive` may give something, and take nothing; false if it was not so in time."""
+    def readable(self, until: float = inf, meanwhile: Meanwhile | None = None) -> Awaitable[bool]:
+        """Wait until `receive` may give something, and take nothing; false if it was not so in time.
+
+        `meanwhile`: see `readiness.Watch.wait`.
+        """
         ...
 
     def writable(self) -> Awaitable[None]:
@@ -149,9 +152,9 @@ class Plain:
             pass
         return False
 
-    def readable(self, until: float = inf) -> Awaitable[bool]:
+    def readable(self, until: float = inf, meanwhile: Meanwhile | None = None) -> Awaitable[bool]:
         """See `Wire`."""
-        return self._watch.wait(until)
+        return self._watch.wait(until, meanwhile)
 
     def writable(self) -> Awaitable[None]:
         """See `Wire`."""
@@ -269,9 +272,9 @@ class Tls:
         except OSError:
             return False
 
-    def readable(self, until: float = inf) -> Awaitable[bool]:
+    def readable(self, until: float = inf, meanwhile: Meanwhile | None = None) -> Awaitable[bool]:
         """See `Wire`."""
-        return self._plain.readable(until)
+        return self._plain.readable(until, meanwhile)
 
     def writable(self) -> Awaitable[None]:
         """See `Wire`."""

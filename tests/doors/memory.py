@@ -86,9 +86,13 @@ class Wire:
 
     async def send(self, data):
         await trio.lowlevel.checkpoint()
+        assert not self.send_now(data)
+
+    def send_now(self, data):
         if self.closed or self.finished:
             raise Gone
         self.sent.append(data)
+        return b""
 
     def hand_on(self):
         pass
@@ -102,20 +106,29 @@ class Wire:
 
 
 class Answers:
-    """What llhttp, as a client, makes of what was sent."""
+    """What llhttp, as a client, makes of what was sent.
 
-    def __init__(self, data):
+    Args:
+        data: all of it.
+        methods: of the requests in turn, as far as they are not POST; an answer to HEAD ends with its head.
+    """
+
+    def __init__(self, data, methods=()):
         self.all = []
-        at = 0
+        at, methods = 0, list(methods)
         while at < len(data):
-            one = Answer()
+            one = Answer(ends_with_its_head=methods[:1] == ["HEAD"])
             parser = httptools.HttpResponseParser(one)
             # one byte at a time, so that it is known where an answer ends
             while at < len(data) and not one.complete:
                 parser.feed_data(data[at : at + 1])
                 at += 1
             one.status = parser.get_status_code()
+            if one.complete and one.ends_with_its_head and one.headers.get("connection") == "close":
+                one.body, at = data[at:], len(data)  # what should not be there, is this one's
             self.all.append(one)
+            if one.status != 100:
+                del methods[:1]
 
     @property
     def statuses(self):
@@ -123,12 +136,16 @@ class Answers:
 
 
 class Answer:
-    def __init__(self):
+    def __init__(self, *, ends_with_its_head=False):
         self.status, self.headers, self.body, self.complete = 0, {}, b"", False
+        self.ends_with_its_head = ends_with_its_head
 
     def on_header(self, name, value):
         assert name.decode() not in self.headers
         self.headers[name.decode()] = value.decode()
+
+    def on_headers_complete(self):
+        self.complete = self.ends_with_its_head
 
     def on_body(self, data):
         self.body += data
@@ -153,7 +170,10 @@ class Seen:
 
     @property
     def answers(self):
-        return Answers(b"".join(self.sent)).all
+        return self.answers_to(())
+
+    def answers_to(self, methods):
+        return Answers(b"".join(self.sent), methods).all
 
 
 async def echo(gateway, path, request, reply, requests):

@@ -273,3 +273,110 @@ def test_nothing_is_left_open_after_a_run():
     made = trio.run(main)
     if isinstance(made, module.EpollReadiness):
         assert made._epoll.closed
+
+
+# -- what is done while somebody waits ---------------------------------------------------------------
+
+
+def reading(ours, watch, seen, last=b"end"):
+    """Reads all that is there, and ends the wait at a last word."""
+
+    def meanwhile():
+        while (data := taken(watch, ours)) is not None:
+            seen.append((data, trio.lowlevel.current_task().name))
+            if data.endswith(last):
+                return True
+        return False
+
+    return meanwhile
+
+
+@EPOLL
+async def test_bytes_are_dealt_with_without_waking_who_waits(pair):
+    ours, theirs = pair()
+    watch, seen, woken = readiness().watch(ours.fileno()), [], []
+    taken(watch, ours)
+
+    async def wait():
+        woken.append(await watch.wait(meanwhile=reading(ours, watch, seen)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        for number in range(5):
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.sendall(b"%d" % number)
+            with trio.fail_after(2):
+                while len(seen) <= number:
+                    await trio.sleep(0.001)
+            assert not woken
+        theirs.sendall(b"end")
+    assert woken == [True]
+    assert [data for data, _ in seen] == [b"0", b"1", b"2", b"3", b"4", b"end"]
+    assert not any("wait" in name for _, name in seen)  # another task's
+    watch.forget()
+
+
+@EPOLL
+async def test_what_goes_wrong_meanwhile_is_raised_where_somebody_waits(pair):
+    ours, theirs = pair()
+    others, their_other = pair()
+    watch, other = readiness().watch(ours.fileno()), readiness().watch(others.fileno())
+    taken(watch, ours), taken(other, others)
+
+    def fail():
+        raise KeyError("ours")
+
+    async def wait():
+        with pytest.raises(KeyError, match="ours"):
+            await watch.wait(meanwhile=fail)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.sendall(b"x")
+    their_other.sendall(b"y")
+    assert await drained(other, others) == b"y"  # nobody else is the worse for it
+    watch.forget(), other.forget()
+
+
+@EPOLL
+async def test_the_next_wait_does_nothing_meanwhile_unless_it_says_so(pair):
+    ours, theirs = pair()
+    watch, seen = readiness().watch(ours.fileno()), []
+    taken(watch, ours)
+    assert not await watch.wait(trio.current_time() + 0.01, reading(ours, watch, seen))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.sendall(b"x")
+    assert seen == []
+    assert taken(watch, ours) == b"x"
+    watch.forget()
+
+
+@EPOLL
+@pytest.mark.parametrize("how", ["cancel", "forget"])
+async def test_whoever_waits_may_be_cancelled_and_forgotten_by_what_is_done_meanwhile(pair, how):
+    ours, theirs = pair()
+    watch, scope, ended = readiness().watch(ours.fileno()), trio.CancelScope(), []
+    taken(watch, ours)
+
+    def meanwhile():
+        scope.cancel() if how == "cancel" else watch.forget()
+        return how == "forget"  # the wait is over anyway
+
+    async def wait():
+        with scope:
+            try:
+                await watch.wait(meanwhile=meanwhile)
+            except trio.ClosedResourceError:
+                ended.append("closed")
+        if scope.cancelled_caught:
+            ended.append("cancelled")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.sendall(b"x")
+    assert ended == ["closed" if how == "forget" else "cancelled"]
+    watch.forget()

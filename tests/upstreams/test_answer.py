@@ -22,7 +22,7 @@ from proxy.types import Ask, Measures, ProviderError, Secret
 from proxy.upstreams.answer import ERROR_SECONDS, Upstreams
 from proxy.upstreams.client import ConnectionWasStale
 from tests.accounting.ledger_fakes import no_cut
-from tests.fakes import reads_in_time, sends_in_time
+from tests.fakes import sends_in_time
 from tests.offers import model, offer
 from tests.values import evolve
 
@@ -69,6 +69,13 @@ class Wait:
 SILENCE = Wait(math.inf)
 
 
+@frozen
+class Until:
+    """A wait that has begun."""
+
+    time: float
+
+
 @define(eq=False)
 class FakeExchange:
     """Plays a list of bytes, waits and exceptions."""
@@ -79,6 +86,8 @@ class FakeExchange:
     closed: bool = False
     there: list = field(factory=list)
     """What has arrived already, or what reading it raises."""
+    hands_on: bool = False
+    """What arrives while somebody waits is handed on to him, as over a real connection."""
 
     def ready(self):
         if not self.there:
@@ -87,17 +96,29 @@ class FakeExchange:
             return step
         raise step
 
-    @reads_in_time
-    async def read(self):
+    async def read(self, until=math.inf, take=None):
+        with trio.CancelScope(deadline=until):
+            return await self._read(take)
+        self.closed = False  # time was up; that alone ends nothing
+        return None
+
+    async def _read(self, take):
         assert not self.closed
         try:
             await trio.lowlevel.checkpoint()
             while self.script:
                 step = self.script.pop(0)
                 if isinstance(step, Wait):
-                    await trio.sleep(step.seconds)
+                    self.script.insert(0, Until(trio.current_time() + step.seconds))
+                elif isinstance(step, Until):
+                    self.script.insert(0, step)
+                    await trio.sleep_until(step.time)
+                    self.script.pop(0)
                 elif isinstance(step, bytes):
-                    return step
+                    if take is None or not self.hands_on:
+                        return step
+                    if not take(step):
+                        return None
                 else:
                     raise step
         except BaseException:
@@ -259,7 +280,7 @@ class World:
             context = self.answer(ask, offers)
             with self.hold:
                 async with context as answer:
-                    async for chunk in answer:
+                    async for chunk in Pieces(answer):
                         relayed += self.hold.cover(chunk, no_cut)
                         self.hold.meter.saw(chunk.count(b"content"), len(chunk))
                         each(chunk)
@@ -287,6 +308,24 @@ class World:
         assert not self.client.open
 
 
+@define
+class Pieces:
+    """An answer, one piece at a time: whoever takes one declines the next until it is asked for."""
+
+    answer: object
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        taken = []
+        over = await self.answer.hand_on(lambda chunk: bool(taken.append(chunk)))
+        assert over == (not taken)
+        if over:
+            raise StopAsyncIteration
+        return taken[0]
+
+
 def two(offer=OFFER):
     return offer, evolve(offer, account="b")
 
@@ -311,7 +350,7 @@ async def test_of_an_answer_that_is_not_streamed_the_status_is_enough(autojump_c
     world = World([ok(Wait(5), b"{", b"}")])
     async with world.answer(WHOLE) as answer:
         assert trio.current_time() < 5
-        assert [chunk async for chunk in answer] == [b"{", b"}"]
+        assert [chunk async for chunk in Pieces(answer)] == [b"{", b"}"]
 
 
 async def test_only_the_headers_that_a_client_needs_come_back(autojump_clock):
@@ -600,20 +639,20 @@ async def test_bytes_that_are_there_already_are_not_waited_for(autojump_clock):
     async with world.answer() as answer:
         stream.there = [b"one", b"two"]
         with trio.testing.assert_no_checkpoints():
-            assert [await anext(answer) for _ in range(3)] == [b"content", b"one", b"two"]
-        assert [chunk async for chunk in answer] == [b"last"]
+            assert [await anext(Pieces(answer)) for _ in range(3)] == [b"content", b"one", b"two"]
+        assert [chunk async for chunk in Pieces(answer)] == [b"last"]
 
 
 async def test_a_connection_that_breaks_under_bytes_that_were_there_is_broken(autojump_clock):
     for closing in (False, True):
         stream = ok(b"content", SILENCE)
         async with World([stream]).answer() as answer:
-            assert await anext(answer) == b"content"
+            assert await anext(Pieces(answer)) == b"content"
             stream.there = [StreamBroken(Kind.UPSTREAM_ERROR, "reset")]
             if closing:
                 answer.expect_close()
             with pytest.raises(StopAsyncIteration if closing else StreamBroken):
-                await anext(answer)
+                await anext(Pieces(answer))
 
 
 async def test_pings_do_not_keep_a_stream_alive(autojump_clock):
@@ -624,10 +663,68 @@ async def test_pings_do_not_keep_a_stream_alive(autojump_clock):
     assert trio.current_time() - began == pytest.approx(90)
 
 
+@pytest.mark.parametrize(
+    ("steps", "ends_after"),
+    [
+        ([step for _ in range(10) for step in (Wait(80), b"content")] + [SILENCE], 890),
+        ([b"content", *[step for _ in range(100) for step in (Wait(20), b"ping")]], 90),
+        ([step for _ in range(500) for step in (Wait(30), b"content")], 3600),
+    ],
+    ids=["silence", "pings", "no end"],
+)
+async def test_the_deadlines_hold_for_what_is_handed_on_while_somebody_waits(
+    steps, ends_after, autojump_clock
+):
+    stream = ok(b"content", *steps)
+    stream.hands_on = True
+    world, began, calls = World([stream]), trio.current_time(), []
+
+    def take(chunk):
+        calls.append(chunk)
+        world.hold.meter.saw(chunk.count(b"content"), len(chunk))
+        return True
+
+    async with world.answer() as answer:
+        with pytest.raises(StreamBroken) as broken:
+            await answer.hand_on(take)
+    assert broken.value.ending is Ending.STALLED
+    assert trio.current_time() - began == pytest.approx(ends_after)
+    assert len(calls) > 1
+
+
+@pytest.mark.parametrize("hands_on", [False, True])
+async def test_what_taking_raises_is_nobodys_broken_answer(hands_on, autojump_clock):
+    """Not even after the terminal event, when a provider may break off as it likes."""
+    stream = ok(b"content", Wait(0.5), b"more")
+    stream.hands_on = hands_on
+
+    def take(chunk):
+        if chunk == b"more":
+            raise StreamBroken(Kind.UPSTREAM_ERROR, "too long an end")
+        return True
+
+    async with World([stream]).answer() as answer:
+        answer.expect_close()
+        with pytest.raises(StreamBroken, match="too long"):
+            await answer.hand_on(take)
+
+
+@pytest.mark.parametrize("hands_on", [False, True])
+async def test_whoever_declines_is_given_the_rest_later(hands_on, autojump_clock):
+    stream = ok(b"content", Wait(1), b"a", Wait(1), b"b", Wait(1), b"c")
+    stream.hands_on = hands_on
+    taken = []
+    async with World([stream]).answer() as answer:
+        assert not await answer.hand_on(lambda chunk: taken.append(chunk) or chunk != b"a")
+        assert taken == [b"content", b"a"]
+        assert await answer.hand_on(lambda chunk: taken.append(chunk) is None)
+    assert taken == [b"content", b"a", b"b", b"c"]
+
+
 async def test_the_time_that_a_slow_client_takes_is_not_idle(autojump_clock):
     world = World([ok(b"content", b"ping", Wait(50), b"ping", Wait(30), b"content")])
     async with world.answer() as answer:
-        async for chunk in answer:
+        async for chunk in Pieces(answer):
             world.hold.meter.saw(chunk.count(b"content"), 1)
             await trio.sleep(60)
 
@@ -667,7 +764,7 @@ async def test_after_the_terminal_event_the_provider_has_a_second_to_close(tail,
     chunks = []
     began = trio.current_time()
     async with world.answer() as answer:
-        async for chunk in answer:
+        async for chunk in Pieces(answer):
             chunks.append(chunk)
             if chunk == b"end":
                 answer.expect_close()
@@ -680,7 +777,7 @@ async def test_after_the_terminal_event_the_provider_has_a_second_to_close(tail,
 async def test_leaving_in_the_middle_closes_the_connection(autojump_clock):
     world = World([ok(b"content", b"content")])
     async with world.answer() as answer:
-        async for _ in answer:
+        async for _ in Pieces(answer):
             break
         assert world.client.open
     assert not world.client.open
@@ -723,7 +820,7 @@ async def test_whoever_leaves_before_anything_was_sent_pays_nothing(autojump_clo
 @pytest.mark.parametrize("offer", [OFFER, HIDDEN])
 async def test_no_further_attempt_is_begun_for_a_client_that_is_gone(offer, autojump_clock):
     class Leaves(FakeExchange):
-        async def read(self, until=math.inf):
+        async def read(self, until=math.inf, _take=None):
             world.reply.hang_up()
             return await FakeExchange.read(self, until)
 

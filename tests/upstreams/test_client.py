@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ import trio
 from accounting.records import Ending
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.upstreams.client import TARGETS_MAX, Call, ConnectionWasStale, HttpClient, NotInTime
+from proxy.upstreams.http1 import TURNS
 from proxy.upstreams.origin import Bounds
 from tests.upstreams.scripted import (
     CHUNKED,
@@ -205,6 +207,123 @@ async def test_a_cut_answer_is_a_broken_stream(sent):
         await exchange.aclose()
         assert await exchange.read() == b""
         assert pooled(client) == 0
+
+
+# -- what is taken where it arrives ------------------------------------------------------------------
+
+
+def in_pieces(count, end=b"0\r\n\r\n", each=lambda number: chunk(b"%d;" % number)):
+    """An answer that comes in so many pieces, each after a moment."""
+
+    async def script(server, stream):
+        await server.read_request(stream)
+        await stream.send_all(CHUNKED)
+        for number in range(count):
+            await trio.sleep(0.001)
+            await stream.send_all(each(number))
+        await stream.send_all(end)
+        await trio.sleep_forever()
+
+    return script
+
+
+async def all_of(exchange, take=None):
+    """Everything, whoever got it."""
+    whole, taken = [], []
+
+    def takes(data):
+        taken.append(data)
+        whole.append(data)
+        return take is None or take(data)
+
+    with trio.fail_after(5):
+        while (data := await exchange.read(take=takes)) != b"":
+            if data is not None:
+                whole.append(data)
+    return b"".join(whole), taken
+
+
+NUMBERS = b"".join(b"%d;" % number for number in range(50))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_what_arrives_is_taken_in_order_and_the_connection_is_kept(scheme, tmp_path):
+    tls = server_context(tmp_path / "pem") if scheme == "https" else None
+    async with serving(in_pieces(50), tls, verify=trusting()) as (server, client):
+        exchange = await client.send(call_to(server, scheme=scheme), nothing)
+        whole, taken = await all_of(exchange)
+        assert whole == NUMBERS
+        assert taken
+        assert settled(client)
+        assert origins(client).kept == 1
+
+
+async def test_whoever_declines_has_lost_nothing_and_may_go_on():
+    declines = random.Random(5)
+    async with serving(in_pieces(50)) as (server, client):
+        exchange = await client.send(call_to(server), nothing)
+        whole, taken = await all_of(exchange, lambda _: declines.random() < 0.5)
+        assert whole == NUMBERS
+        assert taken
+        assert settled(client)
+
+
+async def test_what_taking_raises_is_raised_where_the_answer_is_read():
+    def fail(_data):
+        raise KeyError("ours")
+
+    async with serving(in_pieces(5)) as (server, client):
+        exchange = await client.send(call_to(server), nothing)
+        with trio.fail_after(2), pytest.raises(KeyError, match="ours"):
+            while True:
+                await exchange.read(take=fail)
+        await exchange.aclose()
+        assert pooled(client) == 0
+        assert settled(client)
+
+
+@pytest.mark.parametrize("end", [b"garbage\r\n", b""])
+async def test_an_answer_that_breaks_while_it_is_taken_is_broken(end):
+    async def script(server, stream):
+        await in_pieces(5, end)(server, _Closing(stream))
+
+    class _Closing:
+        def __init__(self, stream):
+            self.receive_some, self.send, self.close = stream.receive_some, stream.send_all, stream.aclose
+
+        async def send_all(self, data):
+            await (self.send(data) if data != end or end else self.close())
+
+    async with serving(script) as (server, client):
+        exchange = await client.send(call_to(server), nothing)
+        with pytest.raises(StreamBroken):
+            await all_of(exchange)
+        assert pooled(client) == 0
+
+
+async def test_a_provider_that_never_pauses_keeps_nobody_else_waiting():
+    """Taking goes on for some turns only; then others have theirs."""
+    async with serving(endless) as (server, client):
+        exchange = await client.send(call_to(server), nothing)
+        turns, taken = [], []
+
+        async def other():
+            while True:
+                turns.append(len(taken))
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            with trio.move_on_after(0.3):
+                while True:
+                    if (
+                        data := await exchange.read(take=lambda data: taken.append(data) is None)
+                    ) is not None:
+                        taken.append(data)
+            nursery.cancel_scope.cancel()
+        assert taken
+        assert max(after - before for before, after in pairwise(turns)) <= 3 * TURNS
+        await exchange.aclose()
 
 
 # -- how fast it lets go ---------------------------------------------------------------------------

@@ -314,7 +314,7 @@ class Slow(FakeWire):
 
     rng = None
 
-    async def readable(self, _until=None):
+    async def readable(self, _until=None, _meanwhile=None):
         await trio.sleep(self.rng.choice((0, 0.001, 0.01)))
         if not self.pieces and self.rng.random() < 0.7:
             self.pieces += [b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", None, b"cd"]

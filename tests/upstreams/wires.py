@@ -51,7 +51,7 @@ class FakeWire:
     def quiet(self):
         return not self.pieces and not self.ends and not self.closed
 
-    async def readable(self, until=inf):
+    async def readable(self, until=inf, _meanwhile=None):
         await self._wait()
         while len(self.sent) < self.after:
             await trio.lowlevel.checkpoint()
