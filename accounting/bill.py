@@ -18,7 +18,8 @@ from math import ceil
 from types import MappingProxyType
 from typing import Any, Final
 
-from attrs import evolve, frozen
+from attrs import frozen
+from msgspec import Struct
 from msgspec.structs import replace
 
 from accounting.records import Ending, Progress
@@ -153,9 +154,8 @@ PRODUCED: Final = (
 """Buckets of what a provider made or did for the caller, apart from reading the request."""
 
 
-@frozen
-class Terms:
-    """What an attempt is made under; pinned when it begins.
+class Terms(Struct, frozen=True, gc=False):
+    """What an attempt is made under; pinned when it begins. A struct, since one is made for each attempt.
 
     Attributes:
         model: canonical id. provider, account: the operator's names. dialect: the provider's.
@@ -189,9 +189,8 @@ class Terms:
     holds_back: bool = False
 
 
-@frozen
-class Bill:
-    """What one attempt costs, before the hold caps it.
+class Bill(Struct, frozen=True, gc=False):
+    """What one attempt costs, before the hold caps it. A struct, as `Terms`.
 
     Attributes:
         legs: what was priced; empty where nothing is known or owed.
@@ -277,14 +276,14 @@ def is_empty(terms: Terms, meter: Meter, ending: Ending) -> bool:
 
 def waived(made: Bill) -> Bill:
     """The bill of an empty completion that is free: the customer owes nothing, and the operator what it did."""
-    return evolve(made, price=0, flags=(*made.flags, EMPTY_FREE))
+    return replace(made, price=0, flags=(*made.flags, EMPTY_FREE))
 
 
 def within(made: Bill, held: Pico) -> Bill:
     """An estimate is never above the hold: by what it exceeds that, it is our guess and no surprise of a provider's."""
     if made.source is not Source.ESTIMATED or made.price <= held:
         return made
-    return evolve(made, price=held, flags=(*made.flags, AT_HOLD))
+    return replace(made, price=held, flags=(*made.flags, AT_HOLD))
 
 
 def estimate(
@@ -387,7 +386,9 @@ def _flags(
     terms: Terms, known: Reported | Estimated, legs: tuple[Usage, ...], ending: Ending
 ) -> tuple[str, ...]:
     unpriced = terms.price.unpriced(legs)
-    flags = [f"unpriced:{name}" for name in unpriced] if unpriced else []
+    if not unpriced and isinstance(known, Reported) and known.final and not known.flags:
+        return ()  # nearly always
+    flags = [f"unpriced:{name}" for name in unpriced]
     if isinstance(known, Reported):
         flags += known.flags
     elif ending is Ending.COMPLETE:

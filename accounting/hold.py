@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
+from msgspec.structs import replace
 
 from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call, within
 from accounting.claims import Claim
@@ -345,10 +346,10 @@ class Hold:
             self.error = error
         flag = f"settle_error:{type(self.error).__name__}"
         try:
-            made = evolve(self._estimated(opened, elapsed), flags=(flag,))
+            made = replace(self._estimated(opened, elapsed), flags=(flag,))
         except Exception as error:  # noqa: BLE001 - the last progress needs no arithmetic
             self.error = error
-            made = evolve(
+            made = replace(
                 recovered(opened.known.progress), flags=(flag, f"settle_error:{type(error).__name__}")
             )
         return self._record(opened, ending, made, free=free)
@@ -373,7 +374,7 @@ class Hold:
 
     def _record(self, opened: _Open, ending: Ending, made: Bill, *, free: bool) -> UsageRecord:
         if free:
-            made = evolve(made, price=0, flags=(*made.flags, "failed_over"))
+            made = replace(made, price=0, flags=(*made.flags, "failed_over"))
         elif made.source is Source.ESTIMATED:
             made = within(made, self.held)
         return self._books.ledger.settlement(

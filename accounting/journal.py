@@ -152,6 +152,7 @@ class Journal:
         closed: it was closed, and nothing more is taken.
         written_on: how often an error was answered by going on in a new segment.
         on_error: told of each such error.
+        reserved: places taken and not used yet.
     """
 
     _disk: Disk
@@ -186,7 +187,7 @@ class Journal:
     """An error was seen on them; the next start seals them. Closed once no sync can be under way on them."""
     _stored: deque[Stored] = field(factory=deque, init=False)
     _archiving: bool = field(default=False, init=False)
-    _reserved: int = field(default=0, init=False)
+    reserved: int = field(default=0, init=False)
 
     @classmethod
     def open(
@@ -238,21 +239,16 @@ class Journal:
 
     def reserve(self, places: int) -> bool:
         """Take room for later records, if all that is promised can then still be written."""
-        if self.failed is not None or self.closed or not self._fits(self._reserved + places):
+        if self.failed is not None or self.closed or not self._fits(self.reserved + places):
             return False
-        self._reserved += places
+        self.reserved += places
         return True
 
     def release(self, places: int) -> None:
         """Give places back."""
-        if places > self._reserved:
-            raise ValueError(f"{places} places are given back, of {self._reserved} taken")
-        self._reserved -= places
-
-    @property
-    def reserved(self) -> int:
-        """Places taken and not used yet."""
-        return self._reserved
+        if places > self.reserved:
+            raise ValueError(f"{places} places are given back, of {self.reserved} taken")
+        self.reserved -= places
 
     def _fits(self, places: int, extra: int = 0) -> bool:
         """Could so many places, and `extra` bytes, all be written with no more than the files at hand?
@@ -287,7 +283,7 @@ class Journal:
             self._check()
         seq = self.seq + 1
         line, crc = encode(record, seq, self._crc)
-        if not reserved and not self._fits(self._reserved, len(line) + MARK_BYTES):
+        if not reserved and not self._fits(self.reserved, len(line) + MARK_BYTES):
             raise NoRoom
         self._unsynced.append((seq, record))
         try:
@@ -302,7 +298,7 @@ class Journal:
         elif kind is UsageRecord or kind is Void:
             self._open -= 1
         if reserved:
-            self._reserved -= 1
+            self.reserved -= 1
         return seq
 
     def _put(self, record: Record, seq: int, line: bytes, crc: int) -> None:
@@ -401,7 +397,7 @@ class Journal:
                 line, crc = encode(record, seq, crc)
                 parts.append(line)
             content = b"".join(parts)
-            self._file = self._next_file(len(content) + (self._reserved + 1) * PLACE_BYTES)
+            self._file = self._next_file(len(content) + (self.reserved + 1) * PLACE_BYTES)
             self._write(content)
         except OSError as another:
             self._give_up(self._file)
@@ -487,7 +483,7 @@ class Journal:
         """Something should be done about the files; cheap to ask after every sync."""
         if self._synced:
             return True
-        promised = self._file.offset + self._reserved * (PLACE_BYTES + RECORD_BYTES)
+        promised = self._file.offset + self.reserved * (PLACE_BYTES + RECORD_BYTES)
         return self._spare is None and promised * 2 >= self._file.size
 
     @property

@@ -21,6 +21,7 @@ from heapq import heappop, heappush
 from typing import Final, assert_never
 
 from attrs import define, field, frozen
+from msgspec import Struct
 
 from accounting import bill
 from accounting.claims import Claim, Claims, Room
@@ -56,9 +57,11 @@ from pricing.money import AMOUNT_MAX, Pico
 _WALLET_ACCOUNTS: Final = frozenset({Account.WALLET_PAID, Account.WALLET_PROMO})
 
 
-@define(eq=False)
-class OpenAttempt:
-    """An attempt without its end yet, and the last that was written about it; `hold` is what is set aside."""
+class OpenAttempt(Struct, eq=False, gc=False):
+    """An attempt without its end yet, and the last that was written about it; `hold` is what is set aside.
+
+    A struct, since one is made for each attempt.
+    """
 
     attempt: Attempt
     hold: Pico

@@ -202,7 +202,8 @@ class Recorder:
             self._unsynced_since = self.now()
             self._written.ring()
         if isinstance(record, UsageRecord):
-            self._usage[record.request] = (*self._usage.get(record.request, ()), (seq, record))
+            before = self._usage.get(record.request)
+            self._usage[record.request] = ((seq, record),) if before is None else (*before, (seq, record))
             self.on_settled(record)
         return seq
 
@@ -279,7 +280,7 @@ class Recorder:
         """
         if seq <= self._synced:
             return
-        if self.failed is None and not self._over.is_set():
+        if self.journal.failed is None and not self._over.is_set():
             await (self._flying if seq <= self._flying_upto else self._next).wait()
         if seq > self._synced:
             raise Overloaded("the books have failed", trigger="failed") from self.failed

@@ -497,9 +497,13 @@ def _write_lines(path: Path, records: Sequence[Entry]) -> dict[type, Path]:
                     lines.setdefault(kind, []).append(line)
             for kind, some in lines.items():
                 if kind not in files:
-                    files[kind] = closing.enter_context(_scratch_of(path, kind).open("wb"))
+                    scratch = _scratch_of(path, kind)
+                    # what is there is overwritten: to give its pages back and ask for them again costs more
+                    files[kind] = closing.enter_context(scratch.open("r+b" if scratch.exists() else "wb"))
                 files[kind].write(b"".join(some))
             time.sleep(YIELD_SECONDS)
+        for file in files.values():
+            file.truncate()  # the slice before may have been longer
     return {kind: _scratch_of(path, kind) for kind in files}
 
 

@@ -1,15 +1,20 @@
-"""The bench's command line: `python -m bench list | run SCENARIO … | compare | plot | baseline | provider`.
+"""The bench's command line: `python -m bench list | run SCENARIO … | compare | readme | plot | baseline | provider`.
 
     python -m bench list
     python -m bench run requests paced --seconds 5 --rounds 5
     python -m bench run saturated --start litellm --peer mine=http://127.0.0.1:9000 --peer-key mine=sk-…
     python -m bench run requests --url http://127.0.0.1:8080 --key fb_sk_… --model NAME [--pid PID]
-    python -m bench compare
+    python -m bench run paced --url http://127.0.0.1:8080 --key … --model NAME --provider-port 9000
+    python -m bench compare --start litellm
+    python -m bench readme
     python -m bench plot [REPORT.json …]
 
-Without `--url` a gateway is started for the run, with everything on. Each scenario is run direct (the ceiling of our
-own provider and clients), through nginx, through Farebox and through every peer, in rounds whose order rotates. Figures
-are medians over the rounds, written to `bench/results/` and shown as Markdown tables.
+Without `--url` a gateway is started for the run, with everything on. A gateway that runs already is measured behind
+its own provider, as far as that goes, or behind ours: have it ask http://127.0.0.1:9000/v1, with any key, for any
+model, and give `--provider-port 9000`; our provider is started with the run, or found where `python -m bench provider`
+has started it. Each scenario is run direct (the ceiling of our own provider and clients), through nginx, through
+Farebox and through every peer, in rounds whose order rotates. Figures are medians over the rounds, written to
+`bench/results/` and shown as Markdown tables.
 """
 
 import argparse
@@ -25,14 +30,19 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import compare, counters, ledger, peers, plot, report, soak, start, targets
-from bench.harness import Figures, Harness, provider
+from bench import compare, counters, ledger, peers, plot, readme, report, soak, start, targets
+from bench.harness import ENDS, Figures, Harness, ProviderAt, provider
 from bench.processes import Cores
 from bench.programs import programs
 from bench.rounds import DIRECT, NGINX, Series, Start
 from bench.scenarios import SCENARIOS
 
 NOT_YET: Final = 2
+UNKNOWN_PROVIDER: Final = (
+    "the provider behind it is not ours: its answers are as long and as quick as it pleases, and neither events nor "
+    "gaps nor hang-ups can be told; for these have the gateway ask http://127.0.0.1:PORT/v1, and say "
+    "--provider-port PORT"
+)
 FAREBOX: Final = "farebox"
 URL: Final = "url"
 TRANSLATION: Final = "one dialect on the client's side and another on the provider's"
@@ -97,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     versus.set_defaults(do=_compare)
     for command in (run, versus):
         _add_common(command)
+    shown = commands.add_parser("readme", help="put the last comparison into README: table, plot and date")
+    shown.add_argument("report", nargs="?", type=Path, help="by default the newest of `compare`")
+    shown.set_defaults(do=_readme)
     drawn = commands.add_parser("plot", help="draw reports as SVG, beside them")
     drawn.add_argument("reports", nargs="*", type=Path, help="by default the newest of each scenario")
     drawn.set_defaults(do=_plot)
@@ -139,7 +152,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--provider-port",
         type=int,
         metavar="PORT",
-        help="where our provider listens, for gateways set up by hand",
+        help="have our provider listen there (or find it there): for gateways set up by hand",
     )
     add("--peer", type=_pair, action="append", default=[], metavar="NAME=URL", help="measure this one too")
     add("--peer-key", type=_pair, action="append", default=[], metavar="NAME=KEY")
@@ -234,20 +247,7 @@ def _compare(asked: argparse.Namespace) -> int:
         figures: Figures = json.loads(asked.of.read_text())
         print(compare.as_table(figures))
     else:
-        with _harness(asked) as harness, _series(asked, harness) as series:
-            with bar(len(compare.CASES) * len(series.names) * asked.rounds + 2 * asked.rounds) as shown:
-                cases = {}
-                for name, case in compare.CASES.items():
-                    series.rounds = (
-                        min(asked.rounds, compare.FRESH_ROUNDS_MAX) if case.fresh else asked.rounds
-                    )
-                    cases[name] = series.run(case, shown)
-                at = harness.provider
-                begun = None
-                if at is not None and FAREBOX in series.names:
-                    begun = start.run(at.port, harness.cores.gateway, min(asked.rounds, 3), shown)
-            series.rounds = asked.rounds
-            figures = {"scenario": compare.NAME, **_about(harness, series), "cases": cases, "start": begun}
+        figures = _measure_compare(asked)
         _show(asked, compare.NAME, figures, compare.as_table)
     return int(asked.strict and not compare.met(figures))
 
@@ -262,6 +262,16 @@ def _plot(asked: argparse.Namespace) -> int:
     if not written:
         print("there is no report to draw: run a scenario first", file=sys.stderr)
     return int(not written)
+
+
+def _readme(asked: argparse.Namespace) -> int:
+    path = asked.report or report.newest(compare.NAME)
+    if path is None:
+        print("there is no comparison to show: run `python -m bench compare` first", file=sys.stderr)
+        return 1
+    for file in readme.put(json.loads(path.read_text())):
+        print(file)
+    return 0
 
 
 def _baseline(asked: argparse.Namespace) -> int:
@@ -297,6 +307,9 @@ def _harness(asked: argparse.Namespace) -> Iterator[Harness]:
     found, cores = programs(asked.programs), Cores.choose(pin=not asked.no_pin)
     if asked.url and asked.provider_port is None:
         yield Harness(found, cores, None)
+        return
+    if asked.provider_port and (there := ProviderAt(asked.provider_port, None)).stats():
+        yield Harness(found, cores, there)  # `python -m bench provider` was there before
         return
     with provider(found, cores.harness, asked.provider_port or 0) as at:
         yield Harness(found, cores, at)
@@ -348,17 +361,33 @@ def _about(harness: Harness, series: Series) -> Figures:
         "cores": harness.cores.said,
         "programs": harness.programs.kind,
         "on": series.on,
-        "said": series.said,
+        "said": [*series.said, *([UNKNOWN_PROVIDER] if harness.provider is None else [])],
     }
 
 
 def _measure(asked: argparse.Namespace, name: str) -> Figures:
     scenario = SCENARIOS[name]
     with _harness(asked) as harness, _series(asked, harness) as series:
+        if harness.provider is None and any(case.plan(1.0).mode in ENDS for case in scenario.cases):
+            raise targets.NotHereError(f"{name} cannot be measured here: {UNKNOWN_PROVIDER}")
         steps = sum(len(series.measured(case)) for case in scenario.cases) * asked.rounds
         with bar(steps) as shown:
             cases = [series.run(case, shown) for case in scenario.cases]
         return {"scenario": name, **_about(harness, series), "cases": cases}
+
+
+def _measure_compare(asked: argparse.Namespace) -> Figures:
+    with _harness(asked) as harness, _series(asked, harness) as series:
+        at, few = harness.provider, min(asked.rounds, compare.FRESH_ROUNDS_MAX)
+        starts = few if at is not None and FAREBOX in series.names else 0
+        planned = [
+            (key, case, compare.names(key, series.measured(case)), few if case.fresh else asked.rounds)
+            for key, case in compare.CASES.items()
+        ]
+        with bar(sum(len(names) * rounds for _, _, names, rounds in planned) + 2 * starts) as shown:
+            cases = {key: series.run(case, shown, names, rounds) for key, case, names, rounds in planned}
+            begun = start.run(at.port, harness.cores.gateway, starts, shown) if at and starts else None
+        return {"scenario": compare.NAME, **_about(harness, series), "cases": cases, "start": begun}
 
 
 def _measure_start(asked: argparse.Namespace) -> Figures:

@@ -233,18 +233,19 @@ def _group(case: dict[str, Any], name: str, path: tuple[str, ...] | None) -> Gro
             return None  # on a timetable everybody does the same, or fails to
         path = ("events_per_second",) if stream else ("answers_per_second",)
     assert path is not None
-    if name in ("cpu", "gaps") and (
-        case.get("by_capacity") or any(row.get("hangups") for row in rows.values())
-    ):
+    leaving = any(row.get("hangups") for row in rows.values())
+    if name in ("cpu", "gaps") and (case.get("by_capacity") or leaving):
         return None  # there the work is in beginning and ending, not in events
+    if name in ("first", "gaps") and (case["saturates"] or leaving):
+        return None  # what waits in a queue says nothing about the way through
     unit = "event" if stream else "answer"
-    title = f"{case['case']}, per {unit}" if name in ("cpu", "rates") else case["case"]
+    titles = {"cpu": f"{case['case']}, per {unit}", "rates": f"{case['case']}, {unit}s per second"}
     found = tuple(
         (target + report.mark(row), float(number))
         for target, row in rows.items()
-        if (number := report.value(row, path)) is not None and number > 0
+        if (number := report.value(row, path)) is not None
     )
-    return Group(title, found) if found else None
+    return Group(titles.get(name, case["case"]), found) if found else None
 
 
 def _soak(figures: dict[str, Any]) -> str:

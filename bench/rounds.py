@@ -1,7 +1,7 @@
 """Rounds: every target in turn, in an order that rotates; medians, and what each adds to direct in the same round."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Final, Protocol, Self
 
@@ -79,8 +79,11 @@ class Series:
         """Who is measured in a case: where memory is all that it is about, the provider has none to show."""
         return [name for name in self.names if not (case.fresh and name == DIRECT)]
 
-    def run(self, case: Case, progress: Progress) -> dict[str, Any]:
-        """Measure a case over all rounds and targets."""
+    def run(
+        self, case: Case, progress: Progress, names: Sequence[str] | None = None, rounds: int | None = None
+    ) -> dict[str, Any]:
+        """Measure a case over all rounds and targets, or over so many rounds and these targets."""
+        names = self.measured(case) if names is None else names
         shape, plan, said = case.fitted(self.seconds, self.connections_max)
         if self.harness.provider is None:
             plan = evolve(plan, expect=0)  # whoever answers does so as they please
@@ -88,8 +91,8 @@ class Series:
             self.said.append(said)
         rates = self._rates(case, shape) if case.capacity_share else {}
         found: dict[str, list[Figures]] = {}
-        for number in range(self.rounds):
-            for name in rotated(self.measured(case), number):
+        for number in range(rounds or self.rounds):
+            for name in rotated([name for name in names if name not in self.missing], number):
                 progress.step(f"{case.label}, round {number + 1}, {name}")
                 own = evolve(plan, rate=rates[name]) if name in rates else plan
                 figures = self._one(name, case, shape, own)

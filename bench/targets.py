@@ -37,6 +37,8 @@ FAREBOX_ON: Final = (
     "TLS is off on both sides, as for all the others"
 )
 
+FOUND: Final = "as it was found; what it needs for a stream is told by one that was just started"
+
 
 class NotHereError(Exception):
     """A target cannot be had on this machine; the message says why, and how."""
@@ -125,7 +127,7 @@ def running_already(
     path = parts.path.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
     headers = {"authorization": f"Bearer {key}"} if key else {}
     host = socket.gethostbyname(parts.hostname)
-    yield Target(name, host, parts.port or 80, model or "bench", path, headers, pid, on="as it was found")
+    yield Target(name, host, parts.port or 80, model or "bench", path, headers, pid, on=FOUND)
 
 
 def free_port() -> int:

@@ -10,10 +10,10 @@ mistaken for a report.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import define
 
 COUNT_MAX: Final = 2**40
 """No count of tokens, seconds or characters is larger: the guard against absurd reports."""
@@ -105,9 +105,8 @@ class Source(StrEnum):
     NONE = "none"
 
 
-@frozen
-class Reported:
-    """What the provider said.
+class Reported(msgspec.Struct, frozen=True, gc=False):
+    """What the provider said. A struct, as `Usage`.
 
     Attributes:
         legs: the parts of the bill; more than one where an answer took several steps, each with a context
@@ -119,12 +118,11 @@ class Reported:
     legs: tuple[Usage, ...]
     final: bool
     flags: frozenset[str] = frozenset()
-    source: Source = field(default=Source.REPORTED, init=False)
+    source: ClassVar[Source] = Source.REPORTED
 
 
-@frozen
-class Estimated:
-    """What we counted or derived, because the provider's word is missing.
+class Estimated(msgspec.Struct, frozen=True, gc=False):
+    """What we counted or derived, because the provider's word is missing. A struct, as `Usage`.
 
     Attributes:
         legs: as in `Reported`; always one leg.
@@ -133,7 +131,7 @@ class Estimated:
 
     legs: tuple[Usage, ...]
     because: str
-    source: Source = field(default=Source.ESTIMATED, init=False)
+    source: ClassVar[Source] = Source.ESTIMATED
 
 
 def total(legs: tuple[Usage, ...]) -> Usage:

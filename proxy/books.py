@@ -113,8 +113,10 @@ class _Clock:
 
     def __call__(self) -> int:
         now_ms = time.time_ns() // 1_000_000
-        self.last_ms = max(self.last_ms, now_ms)
-        return self.last_ms
+        if now_ms <= self.last_ms:
+            return self.last_ms
+        self.last_ms = now_ms
+        return now_ms
 
 
 @define(eq=False)

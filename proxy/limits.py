@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from attrs import define, field, frozen
+from msgspec import Struct
 
 from pricing.price import Bounds
 from pricing.usage import Usage
@@ -149,9 +150,11 @@ class _KeyState:
         return {name: bucket.standing(at) for name, bucket in buckets.items() if bucket is not None}
 
 
-@define(eq=False)
-class Slot:
-    """A place among the requests under way; a context manager that gives it back."""
+class Slot(Struct, eq=False):
+    """A place among the requests under way; a context manager that gives it back.
+
+    A struct, since one is made for each request.
+    """
 
     _limits: "Limits"
     _state: _KeyState

@@ -107,7 +107,7 @@ class Router:
         day = self.today()
         known = self._known(ask.model, caller.markup_ppm, day)
         model = known[0].model
-        if not _allowed(caller, model):
+        if caller.models and not _allowed(caller, model):
             raise Rejected(Kind.NOT_ALLOWED, f"This key may not use the model {model.id!r}.", param="model")
         if model.dialect != ask.dialect:
             raise Rejected(
@@ -123,7 +123,12 @@ class Router:
             return tuple([_free(offer, measures) for offer in known])
         bounds, visible = input_bounds(model, measures), not model.hides_reasoning(measures.reasoning)
         # one hold is for all of them: it rolls where it is safe with whichever answers
-        rolls = visible and _may_roll(ask, bounds) and all(one.stops_billing == "yes" for one in known)
+        rolls = (
+            ask.stream
+            and visible
+            and _may_roll(ask, bounds)
+            and all(one.stops_billing == "yes" for one in known)
+        )
         slice_tokens = self.config.holds.slice_tokens if rolls else 0
         return tuple([_made(offer, ask, caller, bounds, visible, available, slice_tokens) for offer in known])
 
@@ -317,9 +322,9 @@ def _free(offer: Offer, measures: Measures) -> Offer:
 
 
 def _may_roll(ask: Ask, bounds: Bounds) -> bool:
-    """Whether all that such an answer writes goes by, so that its hold may begin with a slice."""
+    """Whether all that such a stream writes goes by, so that its hold may begin with a slice."""
     one_text = ask.measures.choices == 1 and not (bounds.audio_output or bounds.image_output)
-    return ask.stream and one_text and ask.measures.stop_bytes <= STOP_BYTES_MAX and not bounds.web_searches
+    return one_text and ask.measures.stop_bytes <= STOP_BYTES_MAX and not bounds.web_searches
 
 
 def _made(

@@ -28,8 +28,9 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
         if standing := slot.standing():
             reply.note(headers.standing(standing, path.dialect, gateway.books.clock()))
         claim = credit.claim(gateway, caller, path, request)
-        body = await request.body(config.limits.body_bytes_max)
-        ask = dialect.read_request(path, request.headers, body, config.unknown_fields)
+        ask = dialect.read_request(
+            path, request.headers, await request.body(config.limits.body_bytes_max), config.unknown_fields
+        )
         offers = gateway.router.offers(ask, caller, gateway.books.available_to(claim))
         slot.tokens(offers[0].bounds)
         with slot.spending(await credit.hold(gateway, request.id, claim, offers, reply)) as hold:
@@ -38,6 +39,7 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
                 reply.keep_alive(headers.heartbeat(dialect, ask), config.deadlines.heartbeat_seconds),
                 gateway.upstreams.answer(ask, offers, hold, reply) as answer,
             ):
+                ask = ask.answered()
                 translator = dialect.passthrough(ask, hold.meter, hold.cost_so_far)
                 await hold.journaled()
                 reply.start(answer.status, headers.answer(answer, ask))

@@ -63,6 +63,13 @@ Labels = tuple[tuple[str, str], ...]
 
 
 @define(eq=False)
+class Counter:
+    """One series: a counter of `COUNTERS` under certain labels."""
+
+    value: float = 0
+
+
+@define(eq=False)
 class _Histogram:
     """How many observations fell into each bucket, and their sum."""
 
@@ -82,18 +89,17 @@ class _Histogram:
 class Metrics:
     """Counters, gauges and a histogram; names are fixed, labels are few and bounded."""
 
-    _counters: dict[str, dict[Labels, float]] = field(factory=lambda: {name: {} for name in COUNTERS})
+    _counters: dict[str, dict[Labels, Counter]] = field(factory=lambda: {name: {} for name in COUNTERS})
     _histograms: dict[str, _Histogram] = field(factory=lambda: {name: _Histogram() for name in HISTOGRAMS})
     _gauges: dict[str, tuple[str, Callable[[], float]]] = field(factory=dict)
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter of `COUNTERS`."""
-        self.add(name, tuple(sorted(labels.items())), amount)
+        self.counter(name, **labels).value += amount
 
-    def add(self, name: str, labels: Labels, amount: float = 1) -> None:
-        """Add to a counter whose labels are sorted already: what every request does."""
-        series = self._counters[name]
-        series[labels] = series.get(labels, 0) + amount
+    def counter(self, name: str, **labels: str) -> Counter:
+        """Give the counter itself, to whoever adds to it for every request and keeps it."""
+        return self._counters[name].setdefault(tuple(sorted(labels.items())), Counter())
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Name something that is read when asked for."""
@@ -110,7 +116,7 @@ class Metrics:
         lines = []
         for name, series in self._counters.items():
             lines += _head(name, "counter", COUNTERS[name])
-            lines += [_sample(name, labels, value) for labels, value in sorted(series.items())]
+            lines += [_sample(name, labels, series[labels].value) for labels in sorted(series)]
         for name, histogram in self._histograms.items():
             lines += _head(name, "histogram", HISTOGRAMS[name])
             lines += histogram.samples(name)
@@ -135,6 +141,12 @@ class Telemetry:
     level: str = "info"
     out: IO[str] = field(factory=lambda: sys.stderr)
     metrics: Metrics = field(factory=Metrics)
+    _settlements: dict[tuple[str, str, str], tuple[Counter, Counter, Counter]] = field(
+        factory=dict, init=False, repr=False
+    )
+    """Attempts, charges and costs of settlements that end alike; so for `_started` and `_ended` of requests."""
+    _started: dict[str, Counter] = field(factory=dict, init=False, repr=False)
+    _ended: dict[tuple[str, str, int], Counter] = field(factory=dict, init=False, repr=False)
 
     def log(self, level: str, event: str, **fields: Any) -> None:
         """Write one line, if its level is on.
@@ -169,14 +181,27 @@ class Telemetry:
 
     def settled(self, record: UsageRecord) -> None:
         """Count a settlement; what a provider billed beyond the hold, or what broke in settling, is an alarm."""
-        add, currency = self.metrics.add, (("currency", record.currency),)
-        add("farebox_attempts_total", (("outcome", record.outcome), ("source", record.source)))
-        add("farebox_charged_micro_total", currency, micro_up(record.charged))
-        add("farebox_cost_micro_total", currency, micro_up(record.cost))
+        alike = record.outcome, record.source, record.currency
+        attempts, charged, cost = self._settlements.get(alike) or self._count_alike(*alike)
+        attempts.value += 1
+        charged.value += micro_up(record.charged)
+        cost.value += micro_up(record.cost)
         if record.loss:
-            add("farebox_loss_micro_total", currency, micro_up(record.loss))
-        if not record.flags:
-            return
+            loss = micro_up(record.loss)
+            self.metrics.count("farebox_loss_micro_total", loss, currency=record.currency)
+        if record.flags:
+            self._settled_oddly(record)
+
+    def _count_alike(self, outcome: str, source: str, currency: str) -> tuple[Counter, Counter, Counter]:
+        counter = self.metrics.counter
+        counters = self._settlements[outcome, source, currency] = (
+            counter("farebox_attempts_total", outcome=outcome, source=source),
+            counter("farebox_charged_micro_total", currency=currency),
+            counter("farebox_cost_micro_total", currency=currency),
+        )
+        return counters
+
+    def _settled_oddly(self, record: UsageRecord) -> None:
         for flag in record.flags:
             if flag != "failed_over":
                 self.metrics.count("farebox_flags_total", flag=flag.partition(":")[0])
@@ -192,24 +217,45 @@ class Telemetry:
                 because=", ".join(alarming),
             )
 
+    def started(self, dialect: str) -> None:
+        """Count a request that begins."""
+        counter = self._started.get(dialect)
+        if counter is None:
+            counter = self.metrics.counter("farebox_requests_started_total", dialect=dialect)
+            self._started[dialect] = counter
+        counter.value += 1
+
+    def ended(self, dialect: str, kind: str, status: int) -> None:
+        """Count a request that is over."""
+        alike = dialect, kind, status
+        counter = self._ended.get(alike)
+        if counter is None:
+            counter = self.metrics.counter(
+                "farebox_requests_total", dialect=dialect, kind=kind, status=str(status)
+            )
+            self._ended[alike] = counter
+        counter.value += 1
+
     def request(self, request: Request, path: Path, reply: Reply) -> "RequestLog":
         """Around one request: count it, time it, and write its line when it is over."""
         return RequestLog(self, request, path, reply)
 
 
-@define(eq=False)
-class RequestLog:
-    """The context around one request: what is to be said about it when it is over."""
+class RequestLog(msgspec.Struct, eq=False):
+    """The context around one request: what is to be said about it when it is over.
+
+    A struct, since one is made for each request.
+    """
 
     _telemetry: Telemetry
     _request: Request
     _path: Path
     _reply: Reply
-    status: int = field(default=200, init=False)
-    kind: str | None = field(default=None, init=False)
-    error: str | None = field(default=None, init=False)
-    limit: str | None = field(default=None, init=False)
-    _began: float = field(init=False)
+    status: int = 200
+    kind: str | None = None
+    error: str | None = None
+    limit: str | None = None
+    _began: float = 0.0
 
     def failed(self, failure: Failure) -> Failure:
         """It was refused or failed in a way that the caller is told; gives the failure back."""
@@ -225,7 +271,7 @@ class RequestLog:
 
     def __enter__(self) -> Self:
         self._began = self._telemetry.now()
-        self._telemetry.metrics.add("farebox_requests_started_total", (("dialect", self._path.dialect),))
+        self._telemetry.started(self._path.dialect)
         return self
 
     def __exit__(
@@ -238,8 +284,7 @@ class RequestLog:
         telemetry, dialect, kind = self._telemetry, self._path.dialect, self.kind or "ok"
         metrics, seconds = telemetry.metrics, telemetry.now() - self._began
         metrics.seconds("farebox_request_seconds", seconds)
-        labels = (("dialect", dialect), ("kind", kind), ("status", str(self.status)))
-        metrics.add("farebox_requests_total", labels)
+        telemetry.ended(dialect, kind, self.status)
         if self.limit is not None:
             metrics.count("farebox_refused_total", kind=self.kind or "", limit=self.limit)
         if self._reply.client_gone:

@@ -142,6 +142,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     gemini_array: bool = False
     headers: Headers = ()
 
+    def answered(self) -> "Ask":
+        """The same without its fields: once an answer has begun nobody needs them, and they may be megabytes."""
+        return replace(self, fields={}, headers=())
+
 
 class Offer(msgspec.Struct, frozen=True, gc=False):
     """One way to answer an Ask: an account at a provider, the model's name there, and what it may cost.

@@ -27,6 +27,8 @@ settings.load_profile("house")
 DOORS = ("fast", "hypercorn")
 
 ROOT = Path(__file__).resolve().parents[1]
+WITH_GATEWAYS = (ROOT / "tests", ROOT / "tests/bench")
+"""Where tests may start gateways: on the other door, CI collects no others."""
 READY_SECONDS = 60
 STOP_SECONDS = 30
 
@@ -45,6 +47,7 @@ def pytest_collection_modifyitems(items):
         used = [definition.func for one in item._fixtureinfo.name2fixturedefs.values() for definition in one]
         if any(_starts_a_gateway(function, set()) for function in [item.function, *used]):
             item.add_marker("door")
+            assert item.path.parent in WITH_GATEWAYS, f"{item.nodeid}: CI looks for it in {WITH_GATEWAYS}"
 
 
 def _starts_a_gateway(something, looked_at):

@@ -1,6 +1,7 @@
 """The whole request path on fakes and a virtual clock: endings, bills, failover, muting, heartbeats, deadlines."""
 
 import json
+import sys
 
 import pytest
 import trio
@@ -471,3 +472,22 @@ async def test_the_log_line_of_a_request_holds_no_secret(autojump_clock):
     assert '"event":"request"' in text
     for secret in (world.secret, "sk-provider", "Hi"):
         assert secret not in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_is_not_kept_for_as_long_as_its_answer_takes(autojump_clock, stream):
+    """What was asked may be megabytes, and there are thousands of answers under way."""
+    answer = [ROLE, delta(), 10, delta(), FINISH, usage(), DONE] if stream else [WHOLE[:5], 10, WHOLE[5:]]
+    world, counts = World((200, answer)), []
+    content = body(stream=stream, tools=[{"type": "function", "function": {"name": "f"}}], temperature=1)
+
+    async def count(_reply):
+        for _ in range(2):
+            await trio.sleep(5)
+            world.provider.calls.clear()
+            counts.append(sys.getrefcount(content))
+
+    await world.ask(content, meanwhile=count)
+    assert len(world.settled) == 1
+    mine = 4  # of this function, of `ask`, of the door's request, of the count itself
+    assert counts[0] <= mine

@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 from attrs import define, field
+from msgspec import Struct
 
 from proxy.alarms import Alarm
 from proxy.doors.asgi import AppAnswer, scope_of
@@ -44,9 +45,8 @@ BROKEN: Final = Whole(500, {})
 """Where whoever had to answer failed without a word."""
 
 
-@define(eq=False)
-class FastRequest:
-    """Implements `proxy.types.Request`."""
+class FastRequest(Struct, eq=False):
+    """Implements `proxy.types.Request`. A struct, as everything that is made for each request and changes little."""
 
     id: str
     method: str
@@ -220,16 +220,25 @@ class FastConnection:
         Raises:
             Rejected: longer than `bytes_max` (413), too slow (408) or badly framed (400).
         """
+        guard = self._guard
         parts: list[bytes] = []
         received = 0
         try:
-            while (part := await self.read_body()) is not None:
+            first = guard.take_body() if guard.stage is Stage.BODY else b""
+            if guard.stage is Stage.READ:
+                self._watch()
+                if len(first) <= bytes_max:
+                    return first  # nearly always: it came with its head
+            part: bytes | None = first
+            while part is not None:
                 received += len(part)
                 if received > bytes_max:
                     raise too_large(bytes_max)
-                parts.append(part)
-                if self._guard.body_over:
-                    return part if len(parts) == 1 else b"".join(parts)
+                if part:
+                    parts.append(part)
+                if guard.body_over:
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                part = await self.read_body()
         except Refused as refused:
             self._refused = True
             raise Rejected(Kind.BAD_REQUEST, refused.message, status=refused.status) from None

@@ -107,9 +107,11 @@ def named(request_id: str, dialect: DialectName) -> dict[str, str]:
 def fork(door: Door, asked: Request) -> Path | Whole | None:
     """Say where a request goes: a `Path` to `respond`, a `Whole` back, `None` on to the app."""
     found = route(asked.method, asked.path, asked.query)
-    if not door.knows(asked.headers.get("host", "")):
+    if door.hosts and not door.knows(asked.headers.get("host", "")):
         elsewhere = Rejected(Kind.NOT_ALLOWED, "This host is not served here.", status=421)
         return door.worded(Refusal(dialect_of(asked.path, asked.headers), elsewhere), asked)
+    if isinstance(found, Path):
+        return found
     if asked.method == "OPTIONS" and is_api(asked.path):
         return _preflight(door, asked)
     if (asked.method, asked.path) == ("HEAD", "/"):  # Claude Code looks whether anybody is there

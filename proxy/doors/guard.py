@@ -107,9 +107,8 @@ class Stage(Enum):
     UPGRADED = auto()
 
 
-@define(eq=False)
-class Head:
-    """A head that was checked.
+class Head(msgspec.Struct, eq=False, gc=False):
+    """A head that was checked. A struct, since one is made for each request.
 
     Attributes:
         method: in upper case.
@@ -126,14 +125,11 @@ class Head:
     fields: list[tuple[str, str]]
 
 
-class _Body:
+class _Body(msgspec.Struct, eq=False):
     """What llhttp says about one request; of its head only that it is well-formed matters, for it is cut by lines."""
 
-    __slots__ = ("complete", "parts")
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.complete = False
+    parts: list[bytes] = []
+    complete: bool = False
 
     def on_body(self, part: bytes) -> None:
         self.parts.append(part)
@@ -341,8 +337,11 @@ class Guard:
 
 def _fields(lines: list[str]) -> list[tuple[str, str]]:
     """Cut lines that llhttp has checked into names and values."""
-    cut = [line.partition(":") for line in lines]
-    return [(name.lower(), value.strip(" \t")) for name, _, value in cut]
+    fields = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.append((name.lower(), value.strip(" \t")))
+    return fields
 
 
 def joined(fields: list[tuple[str, str]]) -> dict[str, str]:
@@ -351,10 +350,7 @@ def joined(fields: list[tuple[str, str]]) -> dict[str, str]:
     Raises:
         Refused: one came twice of which there can be only one.
     """
-    known = dict(fields)
-    if len(known) == len(fields):
-        return known
-    known = {}
+    known: dict[str, str] = {}
     for name, value in fields:
         if name not in known:
             known[name] = value
@@ -375,7 +371,9 @@ def _checked(raw: bytes) -> tuple[Head, Stage, int | None]:
         raise Refused(431, f"There may be {HEADERS_MAX} headers.")
     method, target, version = line.groups()
     fields = _fields(lines)
-    known = joined(fields)
+    known = dict(fields)
+    if len(known) < len(fields):
+        known = joined(fields)
     if method not in METHODS:
         raise Refused(400, "This method is not offered.")
     check_target(target.encode("ascii"))

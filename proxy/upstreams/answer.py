@@ -192,6 +192,7 @@ class Attempts:
                 if not failure.try_another:
                     break
             else:
+                self._ask = self._ask.answered()
                 return self._answer
             now = trio.current_time()
         raise self._nobody(failed)

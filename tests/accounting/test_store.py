@@ -299,6 +299,18 @@ def test_a_slice_of_more_records_than_are_encoded_at_once_is_loaded_whole(store)
     assert store.query("SELECT count(DISTINCT request), sum(charged) FROM usage") == [(count, 10 * count)]
 
 
+def test_of_a_longer_slice_before_it_or_one_that_failed_nothing_comes_into_a_slice(store):
+    everything = numbered(wallet(), grant(), *calls(30))
+    store.load(everything[:50])
+    with pytest.raises(StoreError):
+        store.load([*everything[50:60], (61, replace(settled(9), number=0))])
+    assert store.reopen() == 50
+    assert store.load(everything[50:52]) == 52
+    assert store.load(everything[52:]) == 62
+    assert store.query("SELECT count(*), count(DISTINCT request), max(seq) FROM usage") == [(30, 30, 62)]
+    assert store.query("SELECT count(*) FROM attempt") == [(30,)]
+
+
 def test_a_slice_that_leaves_out_a_line_is_refused_whole(store):
     everything = numbered(wallet(), grant(), *calls(3))
     store.load(everything[:2])

@@ -101,6 +101,22 @@ def test_litellm_is_compared_where_it_was_there():
     assert [(line.ratio, line.met) for line in found] == [(70.0, True), (25.0, True)]
 
 
+def test_a_litellm_that_drowns_is_beaten():
+    drowned = {"requests_64": figures(rate=0.0), "saturated": figures(rate=0.0, events=0)}
+    found = compare.lines(judged(litellm=drowned))[-2:]
+    assert [(line.nginx, line.ratio, line.met) for line in found] == [("LiteLLM: 0", None, True)] * 2
+
+
+def test_peers_are_shown_beside_us_and_nothing_is_shown_without_any():
+    heads = "| answers/s | CPU µs/answer | events/s |"
+    assert heads not in compare.as_table(judged())
+    peer = {"requests_64": figures(rate=470.0, cpu=2000.0), "saturated": figures(cpu=25.0, events=100)}
+    text = compare.as_table(judged(litellm=peer))
+    assert heads in text
+    assert "| litellm | 470 | 2,000.0 | 100 | 25.0 | – | – | – |" in text
+    assert "| farebox | 7,000 | 140.0 |" in text
+
+
 def test_the_table_says_date_machine_and_what_was_on():
     text = compare.as_table(judged())
     assert "2026-11-21" in text

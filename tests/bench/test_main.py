@@ -1,13 +1,16 @@
 import json
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from bench import __main__ as cli
-from bench import plot, report
+from bench import plot, readme, report
 from bench.__main__ import NOT_YET, OTHERS, main
 from bench.scenarios import SCENARIOS
 from tests.bench.reports import case, figures
 from tests.bench.reports import report as a_report
+from tests.bench.test_rounds import Measured, series
 
 
 def parsed(*words):
@@ -92,6 +95,99 @@ def test_without_a_report_there_is_nothing_to_draw(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(report, "newest", lambda _name: None)
     assert main(["plot"]) == 1
     assert "run a scenario first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["idle", "hangup"])
+def test_what_needs_our_provider_is_refused_before_another(name, capsys):
+    assert main(["run", name, "--url", "http://127.0.0.1:1", "--programs", "python"]) == 1
+    assert "--provider-port" in capsys.readouterr().err
+
+
+def test_a_comparison_is_put_into_readme_where_the_last_one_was(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "compare-1.json"
+    path.write_text(json.dumps(a_report() | {"cases": {"requests_64": case({"nginx": figures(cpu=12.0)})}}))
+    text = tmp_path / "README.md"
+    text.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    monkeypatch.setattr(cli.readme, "put", partial(readme.put, readme=text, plots=tmp_path / "plots"))
+    for _ in range(2):
+        assert main(["readme", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [str(text), str(tmp_path / "plots/cpu.svg")]
+    found = text.read_text()
+    assert found.startswith(f"before\n{readme.BEGIN}\n2026-11-21, one gateway core")
+    assert found.endswith(f"](plots/rates.svg)\n{readme.END}\nafter\n")
+    assert found.count("| work | at most |") == 1
+    assert "old" not in found
+    text.write_text("no place")
+    with pytest.raises(ValueError, match="no place for the comparison"):
+        main(["readme", str(path)])
+
+
+def test_without_a_comparison_readme_stays(monkeypatch, capsys):
+    monkeypatch.setattr(report, "newest", lambda _name: None)
+    assert main(["readme"]) == 1
+    assert "compare" in capsys.readouterr().err
+
+
+class Counted:
+    """A harness and a series that measure nothing, and a bar that counts."""
+
+    def __init__(self, monkeypatch, names):
+        self.total, self.steps, self.asked = None, 0, []
+        monkeypatch.setattr(cli, "bar", self.bar)
+        monkeypatch.setattr(cli, "_harness", self.harness)
+        monkeypatch.setattr(cli, "_series", partial(self.series, names))
+        monkeypatch.setattr(cli.start, "run", self.start)
+
+    def step(self, _text):
+        self.steps += 1
+
+    @contextmanager
+    def bar(self, total):
+        self.total = total
+        yield self
+
+    @contextmanager
+    def harness(self, _asked):
+        harness = Measured()
+        harness.provider = Silent()
+        harness.measure = self.measure
+        yield harness
+
+    def measure(self, target, _shape, plan, _load="small"):
+        self.asked.append((target.name, plan.mode))
+        return figures(cpu=1.0, rate=50.0)
+
+    @contextmanager
+    def series(self, names, asked, harness):
+        with series(harness, names)[0] as made:
+            made.rounds = asked.rounds
+            yield made
+
+    def start(self, _port, _core, rounds, progress):
+        for _ in range(2 * rounds):
+            progress.step("start")
+        return {"warm_seconds": 0.5, "cold_seconds": 1.0}
+
+
+class Silent:
+    port = 1
+
+    def clear(self):
+        pass
+
+
+def test_a_comparison_asks_whom_it_needs_and_knows_how_long_it_is(results, monkeypatch, capsys):
+    counted = Counted(monkeypatch, ["direct", "nginx", "farebox", "litellm"])
+    assert main(["compare", "--rounds", "4"]) == 0
+    assert counted.steps == counted.total == 6 * 4 * 4 + 3 * 2 + 3 * 2
+    assert {name for name, mode in counted.asked if mode == "hold"} == {"nginx", "farebox"}
+    assert {name for name, mode in counted.asked if mode == "leave"} == {
+        "direct",
+        "nginx",
+        "farebox",
+        "litellm",
+    }
+    assert "| litellm | 50 | 1.0 |" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -87,17 +87,29 @@ def test_a_report_is_drawn_beside_itself(tmp_path):
     assert [file.name for file in written] == [
         "paced-1-cpu.svg",
         "paced-1-rates.svg",
-        "paced-1-first.svg",
-        "paced-1-gaps.svg",
     ]
     for file in written:
         parsed(file.read_text())
+
+
+def test_times_are_drawn_where_nothing_queues_and_also_where_nothing_was_added():
+    found = full_report()
+    assert set(plot.plots(found)) == {"cpu", "rates"}
+    found["cases"][0]["saturates"] = False
+    drawn = plot.plots(found)
+    assert set(drawn) == {"cpu", "rates", "first", "gaps"}
+    for row in found["cases"][0]["rows"].values():
+        row["added_first_byte_ms"] = {"p99": -0.5}
+    drawn = plot.plots(found)["first"]
+    assert {"nginx", "farebox", "-0.5"} <= set(texts(drawn))
+    assert {one.get("width") for one in bars(drawn)} == {"0.0"}
 
 
 def test_work_is_drawn_by_event_for_streams_and_by_answer_for_the_rest():
     drawn = texts(plot.plots(full_report())["cpu"])
     assert "400 × 250/s, per event" in drawn
     assert "64 at once, per answer" in drawn
+    assert "400 × 250/s, events per second" in texts(plot.plots(full_report())["rates"])
 
 
 def test_a_soak_is_drawn_over_time():

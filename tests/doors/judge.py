@@ -112,12 +112,17 @@ def judge(data, cuts=()):
         agrees_with_h11(request)
     if model.upgraded:
         return  # goes on to the other door, which has tests of its own
-    if any(request.head.method == "HEAD" and request.head.target != "/" for request in model.accepted):
-        return  # how long its answer is can only be told by who knows what was asked
+    heads = [request.head for request in model.accepted]
+    if model.unfinished is not None:
+        heads.append(model.unfinished)
     seen = converse(pieces)
     assert seen.logged == []
-    answers = [answer for answer in seen.answers if answer.status != 100]
+    answers = [answer for answer in seen.answers_to(head.method for head in heads) if answer.status != 100]
     assert all(answer.complete for answer in answers)
+    # a refusal ends its connection, so that its words confuse nobody, though it be HEAD that was asked
+    assert not any(
+        answer.ends_with_its_head and answer.body for answer in answers if answer.status not in REFUSALS
+    )
     # what was answered before its body was read (too large, compressed) does not get that far
     bodies = iter([request.body for request in model.accepted if request.api])
     assert all(body in bodies for *_, body in seen.requests), "only whole requests, each once, in order"
@@ -125,14 +130,16 @@ def judge(data, cuts=()):
     if model.refused is not None:
         assert statuses, "a refusal is never silent"
         *statuses, refusal = statuses
-        # what needs no body to be answered may be, before its body turns out to be broken; then it is the last
-        assert refusal == model.refused or (model.unfinished is not None and _ended_early(answers))
-        assert refusal != 200 or not _is_api(model.unfinished)
+        # what is answered without its body may be, before the body turns out to be broken; then it is the last
+        assert refusal == model.refused or _ended_early(answers, heads)
+        assert refusal != 200 or not _is_api(heads[len(answers) - 1])
     assert REFUSALS.isdisjoint(statuses)
     assert len(statuses) <= len(model.accepted) + (model.unfinished is not None)
-    assert len(statuses) >= len(model.accepted) or _ended_early(answers)
+    assert len(statuses) >= len(model.accepted) or _ended_early(answers, heads)
 
 
-def _ended_early(answers):
+def _ended_early(answers, heads):
     """An answer that came before the end of its upload ends the connection."""
-    return bool(answers) and answers[-1].headers.get("connection") == "close"
+    if not answers or answers[-1].headers.get("connection") != "close":
+        return False
+    return not {"content-length", "transfer-encoding"}.isdisjoint(heads[len(answers) - 1].headers)

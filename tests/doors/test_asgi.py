@@ -79,6 +79,13 @@ def test_an_answer_of_another_length_than_announced_is_not_sent(length):
     assert b"hello" not in b"".join(seen.sent)
 
 
+def test_not_one_byte_beyond_the_announced_length_is_sent():
+    """The client would take it for the beginning of the next answer."""
+    parts = [body(b"he", more=True), body(b"llo", more=True), body(b"")]
+    seen, _ = answer(start(200, (b"content-length", b"3")), *parts, errors=1)
+    assert b"".join(seen.sent).partition(b"\r\n\r\n")[2] == b"he"
+
+
 def test_an_answer_that_turns_out_longer_is_cut():
     seen, one = answer(start(200, (b"content-length", b"3")), body(b"he", more=True), body(b"llo"), errors=1)
     assert not one.complete

@@ -80,6 +80,9 @@ CUTS = st.lists(st.integers(1, 400), max_size=4)
 @given(conversations(), CUTS)
 @settings(max_examples=500)
 @example(EMPTY * 3 + b"\r", [5])
+@example(b"OPTIONS /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n" + EMPTY, [61])
+@example(b"HEAD" + CHUNKED[4:] + b"0\r\nx\r\n\r\n", [])
+@example(b"HEAD /page" + CHUNKED[17:] + b"0\r\nx\r\n\r\n", [])
 def test_whatever_is_sent_is_answered_as_the_guard_would_have_it(data, cuts):
     judge(data, cuts)
 

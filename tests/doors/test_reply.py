@@ -7,19 +7,33 @@ from proxy.alarms import Alarms
 from proxy.doors.fast_reply import FastReply
 from proxy.doors.heads import status_line
 from proxy.doors.reply import DoorReply
+from proxy.doors.wire import Gone
 from tests.doors.memory import Answers
 
 
-class Messages:
+class OneAtATime:
+    """Takes its time over what is sent, and nothing else meanwhile."""
+
+    def __init__(self, slow):
+        self.slow, self._busy = slow, False
+
+    async def take(self, sent, one):
+        assert not self._busy, "half of one would stand in the middle of the other"
+        self._busy = True
+        await trio.sleep(self.slow)
+        self._busy = False
+        sent.append(one)
+
+
+class Messages(OneAtATime):
     """What an ASGI server was sent."""
 
     def __init__(self, slow):
+        super().__init__(slow)
         self.messages = []
-        self.slow = slow
 
     async def send(self, message):
-        await trio.sleep(self.slow)
-        self.messages.append(message)
+        await self.take(self.messages, message)
 
     @property
     def silent(self):
@@ -42,11 +56,12 @@ class Messages:
         return [message.get("more_body") for message in self.messages[1:]] == [True, False]
 
 
-class Carrier:
+class Carrier(OneAtATime):
     """A fast connection that remembers what a client would have read."""
 
     def __init__(self, slow, nursery):
-        self.wire, self.sent, self.slow = self, [], slow
+        super().__init__(slow)
+        self.wire, self.sent = self, []
         self.nursery = nursery
         self.alarms = Alarms(pytest.fail)
         self.alarm = self.alarms.new()
@@ -54,10 +69,10 @@ class Carrier:
         self.now = self.alarms.now
 
     async def send(self, data):
-        await trio.sleep(self.slow)
-        self.sent.append(data)
+        await self.take(self.sent, data)
 
     def send_now(self, data):
+        assert not self._busy, "half of one would stand in the middle of the other"
         if self.slow:
             return data
         self.sent.append(data)
@@ -243,6 +258,52 @@ async def test_a_heartbeat_never_falls_into_a_frame(answering, autojump_clock):
         await reply.write(b"data: two\n\n")
     assert b": keep-alive\n\ndata: two" in answer.wire.body or b"one\n\ndata: two" in answer.wire.body
     assert answer.wire.body.replace(b": keep-alive\n\n", b"") == b"data: one\n\ndata: two\n\n"
+
+
+async def test_a_heartbeat_whose_turn_comes_too_late_is_none(answering, autojump_clock):
+    answer = answering(slow=20.0)
+    async with answer as reply:
+        reply.start(200, {})
+        async with reply.keep_alive(b": keep-alive\n\n", 1):
+            await reply.write(b"data: one\n\n")
+        await trio.sleep(100)
+        await reply.end(b"data: two\n\n")
+    assert answer.wire.body == b"data: one\n\ndata: two\n\n"
+
+
+class Leaving(Carrier):
+    """A connection whose client is found to be gone by a send: at once, or when it had to be waited for."""
+
+    async def take(self, _sent, _one):
+        await trio.sleep(self.slow)
+        raise Gone
+
+    def send_now(self, data):
+        if self.slow:
+            return data
+        raise Gone
+
+
+@pytest.mark.parametrize("mute", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("slow", [0.0, 20.0])
+async def test_a_client_that_is_found_gone_by_a_send_has_hung_up(autojump_clock, mute, last, slow):
+    told, reached = [], []
+    async with trio.open_nursery() as nursery:
+        reply = FastReply(Leaving(slow, nursery), {})
+        reply.mute_when_gone(mute=mute)
+        reply.when_gone(lambda: told.append(1))
+        reply.start(200, {})
+        if last:
+            await reply.end(b"data: 1\n\n")
+            assert not reply.complete
+        else:
+            await reply.write(b"data: 1\n\n")
+            reached.append("after")
+    # once the end is on its way nobody has left: there is nothing more to cancel or to mute
+    assert reply.client_gone == (not last)
+    assert told == [1] * (mute and not last)
+    assert reached == ["after"] * (mute and not last)
 
 
 async def test_without_a_heartbeat_silence_is_silence(answering, autojump_clock):

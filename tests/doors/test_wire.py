@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from proxy.doors import wire as module
-from proxy.doors.wire import AT_ONCE_MAX, Gone, PlainWire
+from proxy.doors.wire import AT_ONCE_MAX, Gone, PlainWire, wire_of
 
 MUCH = b"x" * 8_000_000
 
@@ -236,3 +236,109 @@ async def test_a_closed_wire_touches_nobody_elses_descriptor(pair):
         with pytest.raises(BlockingIOError):
             far.recv(100)
         assert others.recv(100) == b"for the new one"
+
+
+# TLS
+
+
+class TlsPair:
+    """A wire over TLS and the client's end of it, which reads nothing unless it is asked to."""
+
+    def __init__(self, write_seconds):
+        self.write_seconds, self.closed = write_seconds, 0
+
+    async def begin(self, tls):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            far = socket.create_connection(listener.getsockname())
+            near, _ = listener.accept()
+        ends = []
+        for sock, context in ((near, tls[0]), (far, tls[1])):
+            sock.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            ends.append(trio.SSLStream(stream, context, server_side=sock is near, https_compatible=True))
+        async with trio.open_nursery() as nursery:
+            for end in ends:
+                nursery.start_soon(end.do_handshake)
+        self.client = ends[1]
+        self.wire = wire_of(ends[0], self.write_seconds, self.before_close)
+        return self
+
+    def before_close(self):
+        assert self.wire.sock.fileno() >= 0
+        self.closed += 1
+
+    async def rest(self):
+        while await self.client.transport_stream.receive_some():
+            pass
+
+
+@pytest.fixture
+async def tls_pair(tls):
+    made = []
+
+    async def make(write_seconds=60.0):
+        made.append(await TlsPair(write_seconds).begin(tls))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.wire.close()
+        await trio.aclose_forcefully(one.client)
+
+
+async def test_over_tls_a_client_that_takes_nothing_is_reset_after_the_write_deadline(tls_pair):
+    one = await tls_pair(write_seconds=0.1)
+    with pytest.raises(Gone):
+        await one.wire.send(MUCH)
+    assert one.closed == 1
+    with pytest.raises(trio.BrokenResourceError):
+        await one.rest()
+    with pytest.raises(Gone):
+        await one.wire.send(b"x")
+    assert await one.wire.read() == b""
+
+
+async def test_over_tls_a_send_that_is_cancelled_in_the_middle_resets_the_connection(tls_pair):
+    one = await tls_pair()
+    with trio.move_on_after(0.05):
+        await one.wire.send(MUCH)
+    assert one.closed == 1
+    with pytest.raises(trio.BrokenResourceError):
+        await one.rest()
+
+
+async def test_over_tls_closing_ends_the_send_and_the_read_under_way(tls_pair):
+    one, ended = await tls_pair(), []
+    async with trio.open_nursery() as nursery:
+
+        async def send():
+            with pytest.raises(Gone):
+                await one.wire.send(MUCH)
+            ended.append("send")
+
+        async def read():
+            assert await one.wire.read() == b""
+            ended.append("read")
+
+        nursery.start_soon(send)
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        one.wire.close()
+        one.wire.close()
+    assert sorted(ended) == ["read", "send"]
+    assert one.closed == 1
+
+
+async def test_over_tls_waking_ends_a_wait_and_the_next_one_reads(tls_pair):
+    one = await tls_pair()
+    async with trio.open_nursery() as nursery:
+
+        async def read():
+            assert await one.wire.read() is None
+            assert await one.wire.read() == b"hello"
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        one.wire.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        await one.client.send_all(b"hello")

@@ -20,7 +20,8 @@ import re
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
+from msgspec.structs import replace
 
 from accounting.records import Receipt
 from pricing.usage import Reported
@@ -273,7 +274,7 @@ class StreamTap:
         """The stream is whole: the newest report is the provider's last word."""
         self.ended = True
         if self._reported is not None and not self._reported.final:
-            self._reported = evolve(self._reported, final=True)
+            self._reported = replace(self._reported, final=True)
             self._meter.report(self._reported)
 
     def _break_off(self, relay: bytes) -> bytes:
