@@ -253,7 +253,9 @@ async def test_an_answer_without_a_body_announces_none_that_a_client_would_wait_
     preflight = await client.answer()
     assert preflight.status == 204
     assert not {"content-length", "transfer-encoding"} & set(preflight.headers)
-    assert int((await client.answer(head_only=True)).headers["content-length"]) > 0
+    refused = (await client.answer(head_only=True)).headers
+    assert int(refused["content-length"]) > 0
+    assert refused["allow"] == "POST, OPTIONS"
 
 
 async def test_a_trailer_is_no_header(serving):

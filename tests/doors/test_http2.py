@@ -165,6 +165,16 @@ async def test_what_the_guard_refuses_is_refused_here(speaking, path, headers):
     assert seen == ["lifespan"]
 
 
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [({"method": "BREW"}, 400), ({"headers": [(f"x{n}", "a") for n in range(300)]}, 431)],
+)
+async def test_methods_and_headers_are_those_that_the_guard_lets_in(speaking, more, status):
+    _, connect = await speaking()
+    client = await connect()
+    assert (await client.answer(await client.ask("/", **more)))[0] == status
+
+
 async def test_a_client_that_resets_its_stream_ends_its_request_and_no_other(speaking):
     left, began = trio.Event(), trio.Event()
 
@@ -225,8 +235,9 @@ async def test_a_client_whose_window_stays_closed_is_gone_after_the_write_deadli
     client = await connect()
     client.takes = False
     await client.ask("/")
-    assert not await client.until(lambda: False)
-    await ended.wait()  # what it sends after that goes nowhere, at once
+    with trio.fail_after(3):
+        assert not await client.until(lambda: False)
+        await ended.wait()  # what it sends after that goes nowhere, at once
 
 
 async def test_a_long_answer_arrives_whole(speaking):
@@ -258,7 +269,8 @@ async def test_an_app_that_fails_is_said_or_cut_and_hurts_nobody_else(speaking, 
     client = await connect()
     number = await client.ask("/")
     if started:
-        assert not await client.until(lambda: number in client.ended)
+        with trio.fail_after(2):  # and not only when the connection has been idle for too long
+            assert not await client.until(lambda: number in client.ended)
     else:
         assert (await client.answer(number))[0] == 500
     other = await connect()

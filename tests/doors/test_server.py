@@ -312,6 +312,24 @@ async def test_an_app_that_does_not_read_holds_back_its_clients_upload(serving):
     reading.set()
 
 
+async def test_a_client_that_sends_ahead_without_end_is_held_back_while_its_first_request_is_answered(
+    serving,
+):
+    thinking = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await thinking.wait()
+
+    client = await (await serving(app)).connect()
+    sent, size = 0, 64 * 2**20
+    with trio.move_on_after(0.3):
+        while sent < size:
+            sent += await client.stream.socket.send(HELLO * 1000)
+    assert sent < size / 2
+    thinking.set()
+
+
 @pytest.mark.parametrize("part", [b"", b"POST", b"POST /x HTTP/1.1\r\nhost: a\r\nx:"])
 async def test_a_client_that_sends_its_headers_too_slowly_is_closed(serving, part):
     server = await serving(header_seconds=0.15)
