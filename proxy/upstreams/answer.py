@@ -444,9 +444,9 @@ class OpenAnswer:
             self._waiting_since, self._declined, self._fresh = self._now(), False, False
             until = min(self._waiting_since + self._idle_left, self._ends_at, self._close_at)
             chunk = await self._exchange.read(until, self._take_meanwhile)
+            self._idle_left = max(self._idle_left - (self._now() - self._waiting_since), 0.0)
             if chunk is None and self._declined:
                 return None
-            self._idle_left = max(self._idle_left - (self._now() - self._waiting_since), 0.0)
             if chunk is not None:
                 return chunk
             if self._is_closing:

@@ -672,9 +672,11 @@ async def test_pings_do_not_keep_a_stream_alive(autojump_clock):
     ],
     ids=["silence", "pings", "no end"],
 )
+@pytest.mark.parametrize("declines", [False, True])
 async def test_the_deadlines_hold_for_what_is_handed_on_while_somebody_waits(
-    steps, ends_after, autojump_clock
+    steps, ends_after, declines, autojump_clock
 ):
+    """Also where each piece is declined until it is written, as a door does that cannot write at once."""
     stream = ok(b"content", *steps)
     stream.hands_on = True
     world, began, calls = World([stream]), trio.current_time(), []
@@ -682,11 +684,12 @@ async def test_the_deadlines_hold_for_what_is_handed_on_while_somebody_waits(
     def take(chunk):
         calls.append(chunk)
         world.hold.meter.saw(chunk.count(b"content"), len(chunk))
-        return True
+        return not declines
 
     async with world.answer() as answer:
         with pytest.raises(StreamBroken) as broken:
-            await answer.hand_on(take)
+            while not await answer.hand_on(take):
+                pass
     assert broken.value.ending is Ending.STALLED
     assert trio.current_time() - began == pytest.approx(ends_after)
     assert len(calls) > 1
