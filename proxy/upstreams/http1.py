@@ -428,15 +428,17 @@ class Answer:
 
     async def read(self, until: float = inf, take: Take | None = None) -> bytes | None:
         """See `Exchange`."""
-        self._take_it = take
         while True:
             if self._must_wait == _BYTES:
+                self._take_it = take
                 try:
                     if not await self._wire.readable(until, None if take is None else self._hand_on):
                         return None
                 except (OSError, trio.ClosedResourceError):
                     if not self._over:  # it was not we who closed it
                         raise self._breaks("The provider's answer broke off.") from None
+                finally:
+                    self._take_it = None  # it holds this answer: nobody should have to search for the two
                 if self._declined:
                     self._declined = False
                     return None
