@@ -4,15 +4,15 @@ So a segment tells by itself what was under way when it began, and the older one
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from attrs import define, field
+from msgspec import Struct
 
 from accounting.records import Attempt, Carry, Extension, Job, Progress, Record, UsageRecord, Void
 from pricing.money import Pico
 
 
-class Carried(NamedTuple):
+class Carried(Struct, frozen=True, gc=False):
     """One open attempt, and the last that was written about it; the fields of a `Carry`."""
 
     attempt: Attempt

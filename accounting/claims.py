@@ -41,9 +41,8 @@ class Room(Struct, frozen=True, gc=False):
     unheld: Pico
 
 
-@define(eq=False)
-class OpenHold:
-    """What is set aside for one request.
+class OpenHold(Struct, eq=False, gc=False):
+    """What is set aside for one request. A struct, as `Claim`.
 
     Attributes:
         claim: for whom.
@@ -74,7 +73,9 @@ class OpenHold:
         """So much of it was charged."""
         for tally in self.tallies:
             tally.spent += amount
-            tally.empties += EMPTY_FREE in flags
+        if EMPTY_FREE in flags:
+            for tally in self.tallies:
+                tally.empties += 1
 
     def recorded(self, budget_max: Pico | None) -> None:
         """A record names it: from now on its task is remembered, and has at most this maximum."""
@@ -123,8 +124,12 @@ class Claims:
 
     def available_to(self, claim: Claim) -> Pico:
         """What a new hold may take, under all limits together. Raises `UnknownWallet`."""
-        rooms = self.rooms(claim)
-        available = rooms[0].available if len(rooms) == 1 else min([room.available for room in rooms])
+        wallet = claim.spender.wallet
+        if _by_wallet_alone(claim, self._keys.get(claim.spender.key)):
+            purse = self._purses.get(wallet) or self._purse(wallet)
+            available = purse.balance - purse.held
+        else:
+            available = min([room.available for room in self.rooms(claim)])
         return max(0, available)
 
     def take(self, request: str, claim: Claim, amount: Pico) -> None:
@@ -193,10 +198,10 @@ class Claims:
 
     def _fit(self, claim: Claim, key: Key | None, amount: Pico, *, already: Pico = 0) -> None:
         """Refuse what does not fit. `already`: what this request holds, and no other request can give back."""
-        if claim.budget is None and claim.max_cost is None and (key is None or key.cap is None):
+        if _by_wallet_alone(claim, key):
             purse = self._purses[claim.spender.wallet]
             if amount <= purse.balance - purse.held:
-                return  # nearly every hold: nothing but the wallet bounds it, and that suffices
+                return  # nearly every hold
         full: list[tuple[Pico, Room]] = []
         for room in self.rooms(claim):
             # a limit that was lowered meanwhile may be below what is held; what takes nothing fits all the same
@@ -207,6 +212,11 @@ class Claims:
             for_good = [one for one in full if amount > one[1].unheld - already]
             limit = min(for_good, key=itemgetter(0))[1].limit if for_good else "in_flight"
             raise Insufficient(limit, claim.spender.wallet, amount, min(free for free, _ in full))
+
+
+def _by_wallet_alone(claim: Claim, key: Key | None) -> bool:
+    """Whether nothing but the wallet bounds a claim, as nearly always: its room is then the only one."""
+    return claim.budget is None and claim.max_cost is None and (key is None or key.cap is None)
 
 
 def _own(room: Room, already: Pico) -> Pico:

@@ -20,6 +20,7 @@ from typing import Final, NoReturn, Self
 
 import trio
 from attrs import define, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from accounting.bill import Bill, Terms, bill, estimate, is_empty, recovered, waived, with_call, within
@@ -49,9 +50,8 @@ Cut = Callable[[bytes, int, str], bytes]
 """Ends an answer inside a chunk: the chunk, how much of its content is covered, and what is used up."""
 
 
-@define(eq=False)
-class _Open:
-    """The attempt that is under way."""
+class _Open(Struct, eq=False, gc=False):
+    """The attempt that is under way. A struct, since one is made for each."""
 
     terms: Terms
     known: OpenAttempt
@@ -85,23 +85,23 @@ class Hold:
     held: Pico
     _client: Client
     meter: Meter = field(factory=Meter, init=False)
-    exhausted: str | None = field(default=None, init=False)
-    _receipt: Receipt | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)
-    _open: _Open | None = field(default=None, init=False)
-    _number: int = field(default=0, init=False)
-    _last: UsageRecord | None = field(default=None, init=False)
-    _relayed: bool = field(default=False, init=False)
-    _seen: int = field(default=0, init=False)
+    exhausted: str | None = None
+    _receipt: Receipt | None = None
+    error: Exception | None = None
+    _open: _Open | None = None
+    _number: int = 0
+    _last: UsageRecord | None = None
+    _relayed: bool = False
+    _seen: int = 0
     """Content, bytes and frames together, that had gone by at the last look."""
-    _closed: bool = field(default=False, init=False)
-    _places: int = field(default=0, init=False)
-    _seq_attempt: int = field(default=0, init=False)
-    _seq_end: int = field(default=0, init=False)
-    _unwritten: Exception | None = field(default=None, init=False)
-    _content_due: int = field(default=ALL, init=False)
-    _seconds_due: float = field(default=0.0, init=False)
-    _content_at: float = field(default=0.0, init=False)
+    _closed: bool = False
+    _places: int = 0
+    _seq_attempt: int = 0
+    _seq_end: int = 0
+    _unwritten: Exception | None = None
+    _content_due: int = ALL
+    _seconds_due: float = 0.0
+    _content_at: float = 0.0
     """When content was last seen."""
 
     # -- attempts ----------------------------------------------------------------------------------
@@ -293,7 +293,8 @@ class Hold:
         else:
             books.ledger.give_back(self.request)
         books.expire_due(wallet)  # what this hold leaned on may have expired
-        self._receipt = Receipt(self.request, self._last, *books.ledger.standing(wallet))
+        balance, held, currency = books.ledger.standing(wallet)
+        self._receipt = Receipt(self.request, self._last, balance, held, currency)
         books.freed(wallet)
 
     def _ending(self, exc: BaseException | None) -> Ending:
@@ -494,6 +495,7 @@ class Hold:
         meter = self.meter
         meter.reported = None
         meter.content_frames = meter.content_bytes = self._seen = 0
+        self._content_at = self._books.now()
 
     def _nothing_open(self) -> NoReturn:
         raise RuntimeError(f"request {self.request}: no attempt is open")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from attrs import define, field, frozen
+from msgspec import Struct
 
 from accounting.archive import put_away
 from accounting.carries import Carries
@@ -92,9 +93,8 @@ class Past:
     carries: Carries = field(factory=Carries)
 
 
-@frozen
-class Sync:
-    """One group sync: planned in the event loop, run in a thread, told to `Journal.synced`.
+class Sync(Struct, frozen=True, gc=False):
+    """One group sync: planned in the event loop, run in a thread, told to `Journal.synced`. A struct: there are many.
 
     Attributes:
         upto: the last record that it covers.
@@ -428,7 +428,7 @@ class Journal:
     def begin_sync(self) -> Sync:
         """Plan a sync of everything written so far; one at a time."""
         full, last = tuple(self._full), self._file
-        named = last.named and all(file.named for file in full)
+        named = last.named and (not full or all(file.named for file in full))
         return Sync(self.seq, self._record_crc, full, last, self._disk, named)
 
     def synced(self, sync: Sync) -> bool:
@@ -443,23 +443,29 @@ class Journal:
         Raises:
             BooksFailed: the disk has failed, now or before.
         """
-        self._check()
+        if self.failed is not None or self.closed:
+            self._check()
         if sync.last.failed:
             return False
-        if sync.upto > self.synced_upto:
-            mark = Mark(sync.upto, self._clock())
+        upto = sync.upto
+        if upto > self.synced_upto:
+            mark = Mark(upto, self._clock())
+            line, crc = encode(mark, self.seq, self._crc)
             try:
-                self._put(mark, self.seq, *encode(mark, self.seq, self._crc))
+                self._put(mark, self.seq, line, crc)
             except OSError as error:
                 self._write_on(error)
                 return False
-            while self._unsynced and self._unsynced[0][0] <= sync.upto:
-                self._carries.note(self._unsynced.popleft()[1])
-            self.synced_upto, self._synced_crc = sync.upto, sync.crc
-        for file in (*sync.full, sync.last):
-            file.named = True
-        del self._full[: len(sync.full)]
-        self._synced += sync.full
+            unsynced = self._unsynced
+            while unsynced and unsynced[0][0] <= upto:
+                self._carries.note(unsynced.popleft()[1])
+            self.synced_upto, self._synced_crc = upto, sync.crc
+        sync.last.named = True
+        if sync.full:
+            for file in sync.full:
+                file.named = True
+            del self._full[: len(sync.full)]
+            self._synced += sync.full
         self._may_write_on = True
         if self._given_up:
             self._close(self._given_up)
@@ -483,8 +489,10 @@ class Journal:
         """Something should be done about the files; cheap to ask after every sync."""
         if self._synced:
             return True
+        if self._spare is not None:
+            return False
         promised = self._file.offset + self.reserved * (PLACE_BYTES + RECORD_BYTES)
-        return self._spare is None and promised * 2 >= self._file.size
+        return promised * 2 >= self._file.size
 
     @property
     def wants_archiving(self) -> bool:

@@ -338,10 +338,18 @@ class Recorder:
             raise BooksFailed(str(self.failed)) from self.failed
 
     async def _sync(self) -> None:
-        """Group syncs: while one is under way, what is written gathers for the next. Until all is in after `close`."""
+        """Group syncs: while one is under way, what is written gathers for the next. Until all is in after `close`.
+
+        After a failure none follows: what is not on the platter by then was promised to nobody.
+        """
         began = -math.inf
         try:
-            while await self._something_written():
+            while True:
+                if self._unsynced_since is None or self.journal.failed is not None:
+                    if self._closed:
+                        return
+                    await self._written.heard()
+                    continue
                 if self.sync_seconds:
                     with trio.move_on_at(began + self.sync_seconds):
                         await self._closing.wait()
@@ -352,17 +360,6 @@ class Recorder:
             self._load_now.ring()
             self._chores.ring()
             self._archivable.ring()
-
-    async def _something_written(self) -> bool:
-        """Wait until a sync has something to do; false: never again, since the books are closed.
-
-        After a failure nothing has: what is not on the platter by then was promised to nobody.
-        """
-        while self._unsynced_since is None or self.failed is not None:
-            if self._closed:
-                return False
-            await self._written.heard()
-        return True
 
     async def _sync_once(self) -> None:
         """Bring what is written to the platter, in another file if need be, and let go of who waits for it."""

@@ -15,7 +15,7 @@ at the price of its own classes and tier.
 
 from typing import Final
 
-from attrs import define, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from accounting.bill import Terms, with_call
@@ -35,9 +35,8 @@ WORTHWHILE: Final = 8
 """A hold shrinks only where that gives back at least one part in so many: each step is a record."""
 
 
-@define(eq=False)
-class Reach:
-    """How far the hold of one attempt reaches.
+class Reach(Struct, eq=False, gc=False):
+    """How far the hold of one attempt reaches. A struct, since one is made for each.
 
     Attributes:
         terms: of the attempt.
@@ -47,16 +46,17 @@ class Reach:
 
     terms: Terms
     covered: int = ALL
-    may_shrink: bool = field(init=False)
-    _stated: tuple[Usage, ...] | None = field(default=None, init=False)
+    may_shrink: bool = False
+    _stated: tuple[Usage, ...] | None = None
     """What the provider has stated of the input for good, without output."""
 
-    def __attrs_post_init__(self) -> None:
-        bounds = self.terms.bounds
-        text_only = not (bounds.audio_output or bounds.image_output)
-        self.may_shrink = self.terms.states_input and self.terms.stream and text_only
-        if 0 < self.terms.slice_tokens < bounds.output:  # what every hold that rolls begins with
-            self.covered = self.terms.slice_tokens - FRAMING_TOKENS
+    def __post_init__(self) -> None:
+        terms = self.terms
+        bounds = terms.bounds
+        if terms.states_input and terms.stream:
+            self.may_shrink = not (bounds.audio_output or bounds.image_output)
+        if 0 < terms.slice_tokens < bounds.output:  # what every hold that rolls begins with
+            self.covered = terms.slice_tokens - FRAMING_TOKENS
 
     @property
     def is_part(self) -> bool:

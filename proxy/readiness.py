@@ -89,7 +89,8 @@ class _EpollWatch:
         if self.readable:
             await trio.lowlevel.checkpoint()
             return True
-        self._alarm.set(until, self.wake)
+        if until != self._alarm.due:  # mostly there is no deadline, and was none
+            self._alarm.set(until, self.wake)
         self._meanwhile = meanwhile
         self._task = trio.lowlevel.current_task()
         there: bool = await trio.lowlevel.wait_task_rescheduled(self._abort)
@@ -103,10 +104,11 @@ class _EpollWatch:
         """See `Watch`."""
         self._end_wait(outcome.Value(False))
 
-    def happened(self, *, ended: bool) -> None:
+    def happened(self, events: int) -> None:
         """The kernel says that there is something to read."""
         self.readable = True
-        self._ended = self._ended or ended
+        if events & _ENDED:
+            self._ended = True
         if self._task is None:
             return
         try:
@@ -160,8 +162,9 @@ class EpollReadiness:
     async def run(self) -> None:
         """Tell what happens, until cancelled."""
         with self._epoll:
+            descriptor = self._epoll.fileno()
             while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await trio.lowlevel.wait_readable(descriptor)
                 self.dispatch()
 
     def dispatch(self) -> None:
@@ -169,7 +172,7 @@ class EpollReadiness:
         for descriptor, events in self._epoll.poll(0):
             watch = self._watches.get(descriptor)
             if watch is not None:
-                watch.happened(ended=bool(events & _ENDED))
+                watch.happened(events)
 
 
 _ENDED: Final = (

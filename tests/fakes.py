@@ -117,6 +117,9 @@ class Exchange:
     closed_at: float | None = None
     over: bool = False
 
+    def forget_headers(self):
+        self.headers = None
+
     def ready(self):
         """Bytes that follow others without a pause are there already."""
         if self.over or not self.steps or not isinstance(self.steps[0], bytes):

@@ -29,7 +29,7 @@ from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 
 from proxy.doors.apps import Tasks
-from proxy.doors.guard import Guard, Refused, Stage
+from proxy.doors.guard import Guard, Refused
 from proxy.doors.house import (
     GRACE_SECONDS,
     READ_BYTES,
@@ -127,7 +127,7 @@ class Connection:
     @property
     def last_answer(self) -> bool:
         """The connection will not be used for another request."""
-        return self._guard.stage is Stage.BODY or self.house.context.terminated.is_set()
+        return self._guard.stage == "body" or self.house.context.terminated.is_set()
 
     @property
     def _socket(self) -> trio.socket.SocketType:
@@ -214,14 +214,14 @@ class Connection:
     def _deadline(self) -> float:
         """Until when bytes must have come, by where the reading stands."""
         settings, guard = self.house.settings, self._guard
-        if guard.stage is Stage.HEAD:
+        if guard.stage == "head":
             if guard.idle:
                 seconds = settings.keep_alive_seconds if self._answered else settings.header_seconds
                 return self._since + seconds
             if not self._in_head:
                 self._in_head, self._since = True, trio.current_time()
             return self._since + settings.header_seconds
-        if guard.stage is Stage.BODY and not self._protocol.withholds_continue:
+        if guard.stage == "body" and not self._protocol.withholds_continue:
             allowed = upload_seconds(settings, guard.body_bytes) + GRACE_SECONDS
             return trio.current_time() + allowed - self._body_seconds
         return inf
@@ -243,7 +243,7 @@ class Connection:
                 return b""
             finally:
                 self._waiting = None
-                if self._guard.stage is Stage.BODY:
+                if self._guard.stage == "body":
                     self._body_seconds += trio.current_time() - began
         if self._woken:
             return None
@@ -269,7 +269,7 @@ class Connection:
     async def _linger(self) -> None:
         """Read on and drop, so that the client gets to see the answer that ended the connection."""
         limit, settings = self.house.limits.body_bytes_max, self.house.settings
-        if self._guard.stage is not Stage.BODY and not self._guard.pending_bytes and not self._refused:
+        if self._guard.stage != "body" and not self._guard.pending_bytes and not self._refused:
             return
         seconds = STRAY_SECONDS if self._refused else settings.body_seconds_min
         with (
@@ -312,7 +312,7 @@ class Connection:
             raise
 
     def _answer_complete(self) -> None:
-        if self._ended or self._guard.stage is not Stage.READ:
+        if self._ended or self._guard.stage != "read":
             return
         self._answered += 1
         self._in_head, self._since, self._body_seconds = False, trio.current_time(), 0.0
@@ -336,7 +336,7 @@ class Connection:
         """The server goes down: close, unless a request is under way."""
         if self._http2 is not None:
             self._http2.stop_if_idle()
-        elif self._ended or self._guard.stage is Stage.HEAD:
+        elif self._ended or self._guard.stage == "head":
             self._ended = True
             self._wake()
 

@@ -13,9 +13,9 @@ nine tenths of its cost. Here a request is a few calls in the task that read it:
   is needed for reading, and the reply has it for heartbeats.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import trio
 from attrs import define, field
@@ -26,7 +26,7 @@ from proxy.doors.asgi import AppAnswer, scope_of
 from proxy.doors.connection import Connection
 from proxy.doors.fast_reply import FastReply
 from proxy.doors.fork import CORS, REQUEST_ID, Door, Whole, fork, named
-from proxy.doors.guard import Guard, Head, Refused, Stage
+from proxy.doors.guard import Guard, Head, Refused
 from proxy.doors.heads import BODILESS, CLOSE, checked, lines, status_line
 from proxy.doors.house import STRAY_SECONDS, House, contained, upload_seconds
 from proxy.doors.http2 import speaks_http2
@@ -55,14 +55,14 @@ class FastRequest(Struct, eq=False):
     headers: Mapping[str, str]
     _connection: "FastConnection"
 
-    async def body(self, bytes_max: int) -> bytes:
+    def body(self, bytes_max: int) -> Coroutine[Any, Any, bytes]:
         """Read the whole body; before that, a client that sent `Expect: 100-continue` has sent none of it.
 
         Raises:
             Rejected: longer than `bytes_max` (413), too slow (408), compressed (415), or badly framed (400).
         """
         check_head(self.headers, bytes_max)
-        return await self._connection.whole_body(bytes_max)
+        return self._connection.whole_body(bytes_max)
 
 
 @define(eq=False)
@@ -143,10 +143,12 @@ class FastConnection:
         self.house.hangups.add(self.wire.sock, self._left)
         try:
             while head := await self._head():
-                if self._guard.stage is Stage.UPGRADING:
+                if self._guard.stage == "upgrading":
                     await self._hand_on(head)
                     return
-                if not await self._answer():
+                complete = await self._answer()
+                self.house.hangups.unwatch(self.wire.sock)
+                if not complete or not self._next_request():
                     break
         except Refused as refused:
             await self.refuse(refused)
@@ -221,14 +223,15 @@ class FastConnection:
             Rejected: longer than `bytes_max` (413), too slow (408) or badly framed (400).
         """
         guard = self._guard
-        parts: list[bytes] = []
-        received = 0
         try:
-            first = guard.take_body() if guard.stage is Stage.BODY else b""
-            if guard.stage is Stage.READ:
+            first = guard.take_body() if guard.stage == "body" else b""
+            if guard.stage == "read":
                 self._watch()
+                guard.forget_head()
                 if len(first) <= bytes_max:
                     return first  # nearly always: it came with its head
+            parts: list[bytes] = []
+            received = 0
             part: bytes | None = first
             while part is not None:
                 received += len(part)
@@ -253,7 +256,7 @@ class FastConnection:
             Refused: it comes too slowly, or its framing is broken.
         """
         guard = self._guard
-        if guard.stage is not Stage.BODY:
+        if guard.stage != "body":
             return b""
         part = guard.take_body()
         while not part and not guard.body_over:
@@ -302,7 +305,7 @@ class FastConnection:
         self.wire.finish()
         guard, limit = self._guard, self.house.limits.body_bytes_max
         stray = guard.pending_bytes or self._refused or self.wire.read_now()
-        if guard.stage is not Stage.BODY and not stray:
+        if guard.stage != "body" and not stray:
             return
         seconds = STRAY_SECONDS if self._refused else self.house.settings.body_seconds_min
         due = self.now() + seconds
@@ -311,47 +314,51 @@ class FastConnection:
 
     # Answering
 
-    async def _answer(self) -> bool:
-        """Answer the request whose head was read; true if another may follow."""
-        head = self._guard.head
+    def _answer(self) -> Awaitable[bool]:
+        """Note what the head that was read says of its answer; gives what answers, true if all of it was sent."""
+        guard = self._guard
+        head = guard.head
         assert head is not None  # noqa: S101 - for the type checker
-        house, headers = self.house, head.headers
-        self.chunks = head.version == "1.1"
+        headers = head.headers
+        self.chunks = chunks = head.version == "1.1"
         self.closing = (
-            not self.chunks
+            not chunks
             or ("connection" in headers and _says_close(headers["connection"]))
-            or self._answered + 1 >= house.settings.keep_alive_requests
+            or self._answered + 1 >= self.house.settings.keep_alive_requests
         )
-        self._expected = self.chunks and "expect" in headers
+        self._expected = chunks and "expect" in headers
         self._body_seconds = 0.0
-        if self._guard.stage is Stage.READ:
+        if guard.stage == "read":
             self._watch()
-        complete = await self._fork(head)
-        house.hangups.unwatch(self.wire.sock)
-        if not complete or self.closing or self._gone or self._guard.stage is not Stage.READ:
+        return self._fork(head)
+
+    def _next_request(self) -> bool:
+        """The answer is complete: make ready for another request; false if none may follow."""
+        guard = self._guard
+        if self.closing or self._gone or guard.stage != "read":
             return False
-        self._guard.next_request()
+        guard.next_request()
         self._answered += 1
         self._idle_since = self.now()
         return True
 
-    async def _fork(self, head: Head) -> bool:
-        """Take the fork; true if the whole answer was sent."""
+    def _fork(self, head: Head) -> Awaitable[bool]:
+        """Take the fork; gives what answers, which is true if the whole answer was sent."""
         door = self.house.door
         if door is None:
-            return await self._let_app_answer(head, None)
+            return self._let_app_answer(head, None)
         path, _, query = head.target.partition("?")
         asked = FastRequest(door.new_id(), head.method, path, query, head.headers, self)
         found = fork(door, asked)
         if isinstance(found, Path):
-            return await self._respond(door, found, asked)
+            return self._respond(door, found, asked)
         if found is not None:
-            return await self._send_whole(found, head.method)
-        return await self._let_app_answer(head, asked.id)
+            return self._send_whole(found, head.method)
+        return self._let_app_answer(head, asked.id)
 
     async def _respond(self, door: Door, path: Path, asked: FastRequest) -> bool:
         constant = CORS_LINES if is_api(asked.path) else b""
-        reply = FastReply(self, named(asked.id, path.dialect), constant)
+        reply = FastReply(self, constant, headers=named(asked.id, path.dialect))
         self._hang_up = reply.hang_up
         if self._gone:
             reply.hang_up()
@@ -404,9 +411,9 @@ class FastConnection:
             status: of the answer.
             whole: all of it leaves now, so nobody reads on in the request's body.
         """
-        if whole and self._guard.stage is Stage.BODY:
+        if whole and self._guard.stage == "body":
             self._drop_body()
-        if self._guard.stage is Stage.BODY or self.house.going_down:
+        if self._guard.stage == "body" or self.house.going_down:
             self.closing = True
         return status_line(status) + self.house.dates.line() + (CLOSE if self.closing else b"")
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol
 
 import trio
-from attrs import define, field
+from msgspec import Struct
 
 from proxy.alarms import Alarm
 from proxy.doors.heads import CHUNKED, LAST_CHUNK, chunk, lines
@@ -43,25 +43,22 @@ class Carrier(Protocol):
         ...
 
 
-@define(eq=False)
-class FastReply(Standing):
+class FastReply(Standing, eq=False):
     """Implements `proxy.types.Reply`.
 
     Args:
         carrier: the connection.
-        headers: what is on every answer; grows by what is noted.
-        constant: more of it, as it is sent; nothing else may carry the same names.
+        constant: more headers, as they are sent; nothing else may carry the same names.
 
     Attributes:
         complete: the whole answer was handed to the kernel.
     """
 
     _carrier: Carrier
-    _headers: dict[str, str] = field(factory=dict)
     _constant: bytes = b""
-    complete: bool = field(default=False, init=False)
-    _sending: bool = field(default=False, init=False)
-    _turn: trio.lowlevel.ParkingLot | None = field(default=None, init=False)
+    complete: bool = False
+    _sending: bool = False
+    _turn: trio.lowlevel.ParkingLot | None = None
 
     def _cancel(self) -> None:
         self._carrier.cancel()
@@ -72,7 +69,7 @@ class FastReply(Standing):
             return WRITTEN
         if self._sending:
             return Later(partial(self._write_in_turn, chunk))
-        if not self._gone:
+        if not self.client_gone:
             try:
                 rest = self._carrier.wire.send_now(self._framed(chunk))
             except Gone:
@@ -93,23 +90,23 @@ class FastReply(Standing):
     async def _send_rest(self, rest: Bytes) -> None:
         await self._sent(self._carrier.wire.send_rest(rest))
         self.silent_since = self._carrier.now()
-        if self._gone and not self._mute:
+        if self.client_gone and not self._mute:
             await trio.lowlevel.checkpoint()
 
     def _framed(self, data: bytes) -> bytes:
         """A part of the body as it is sent; with the head, where that has not left."""
         chunks = self._carrier.chunks
         framed = b"%x\r\n%b\r\n" % (len(data), data) if chunks else data
-        return framed if self._started else self._head(CHUNKED if chunks else b"", whole=False) + framed
+        return framed if self.started else self._head(CHUNKED if chunks else b"", whole=False) + framed
 
     async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Write the withheld end and finish; an answer of which nothing has left gets its length."""
         if self._sending:
             await self._wait_turn()
-        if self._gone:
+        if self.client_gone:
             return
         self._ending = True
-        if not self._started:
+        if not self.started:
             if headers:
                 self._own_headers = {**self._own_headers, **headers}
             data = self._head(b"content-length: %d\r\n" % len(tail), whole=True) + tail
@@ -122,13 +119,13 @@ class FastReply(Standing):
     def _head(self, framing: bytes, *, whole: bool) -> bytes:
         assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
         headers = self._all_headers()
-        self._started = True
+        self.started = True
         opening = self._carrier.opening(self._status, whole=whole)
         return b"".join((opening, self._constant, lines(headers), framing, b"\r\n"))
 
-    async def _send(self, data: bytes) -> bool:
+    def _send(self, data: bytes) -> Awaitable[bool]:
         self._sending = True
-        return await self._sent(self._carrier.wire.send(data))
+        return self._sent(self._carrier.wire.send(data))
 
     async def _sent(self, sending: Awaitable[None]) -> bool:
         try:
@@ -162,21 +159,20 @@ class FastReply(Standing):
         """
         if self._sending:
             await self._wait_turn()
-        if not self._ending and not self._gone and wanted():
+        if not self._ending and not self.client_gone and wanted():
             self._announce_stream()
             await self._send(self._framed(heartbeat))
             self.silent_since = self._carrier.now()
 
 
-@define(eq=False)
-class FastHeartbeats:
+class FastHeartbeats(Struct, eq=False):
     """The context of `FastReply.keep_alive`: an alarm, and a task only when it rings."""
 
     _reply: FastReply
     _carrier: Carrier
     _heartbeat: bytes
     _after_seconds: float
-    _over: bool = field(default=False, init=False)
+    _over: bool = False
 
     async def __aenter__(self) -> None:
         if self._heartbeat:

@@ -67,7 +67,8 @@ class _Connection(TrioASGIHTTPConnection):
     async def _respond(self, path: Path, asked: DoorRequest, send: Any) -> None:
         door = self.app.door
         async with trio.open_nursery() as nursery:
-            reply = DoorReply(send, nursery, door.headers(asked.path, asked.id, path.dialect))
+            headers = door.headers(asked.path, asked.id, path.dialect)
+            reply = DoorReply(send, nursery, headers=headers)
 
             async def watch() -> None:
                 await asked.disconnect()

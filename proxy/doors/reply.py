@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
+from msgspec import Struct, field
 
 from proxy.doors.heads import check
 from proxy.types import WRITTEN
@@ -39,51 +40,44 @@ class Later:
         return self._run().__await__()
 
 
-@define(eq=False)
-class Standing:
+class Standing(Struct, eq=False, kw_only=True):
     """How an answer stands: the part of `proxy.types.Reply` that moves no bytes.
 
+    A struct, since one is made for each request.
+
     Attributes:
+        headers: what leaves with the status line whatever it is; grows by what is noted.
+        started: the status line has left; errors must go in-band from here on.
+        client_gone: the client has hung up, or stopped reading past the write deadline.
         silent_since: when something was last written, or heartbeats were last asked for.
     """
 
-    _headers: dict[str, str] = field(factory=dict, init=False)
-    """What leaves with the status line whatever it is, and what was noted since."""
-    _status: int | None = field(default=None, init=False)
-    _own_headers: Mapping[str, str] = field(factory=dict, init=False)
-    _started: bool = field(default=False, init=False)
-    _ending: bool = field(default=False, init=False)
-    _gone: bool = field(default=False, init=False)
-    _mute: bool = field(default=False, init=False)
-    _when_gone: Callable[[], None] | None = field(default=None, init=False)
-    silent_since: float = field(default=0.0, init=False)
-
-    @property
-    def started(self) -> bool:
-        """The status line has left; errors must go in-band from here on."""
-        return self._started
-
-    @property
-    def client_gone(self) -> bool:
-        """The client has hung up, or stopped reading past the write deadline."""
-        return self._gone
+    headers: dict[str, str] = {}
+    _status: int | None = None
+    _own_headers: Mapping[str, str] = {}
+    started: bool = False
+    _ending: bool = False
+    client_gone: bool = False
+    _mute: bool = False
+    _when_gone: Callable[[], None] | None = None
+    silent_since: float = 0.0
 
     def hang_up(self) -> None:
         """The client is gone; once the end is on its way a disconnect says nothing about the client."""
-        if not self._gone and not self._ending:
-            self._gone = True
+        if not self.client_gone and not self._ending:
+            self.client_gone = True
             self._apply()
 
     def mute_when_gone(self, mute: bool) -> None:
         """Choose what a hang-up does, also one that has happened."""
         self._mute = mute
-        if self._gone:
+        if self.client_gone:
             self._apply()
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Call back once when the client is gone while the reply is to fall mute."""
         self._when_gone = callback
-        if self._gone:
+        if self.client_gone:
             self._apply()
 
     def _apply(self) -> None:
@@ -98,17 +92,17 @@ class Standing:
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Add headers to those that leave with the status line, where they are checked."""
-        self._headers.update(headers)
+        self.headers.update(headers)
 
     def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Note status and headers; dropped if a heartbeat has sent the status line already."""
-        if not self._started:
+        if not self.started:
             self._status, self._own_headers = status, headers
 
     def _announce_stream(self) -> None:
         """A heartbeat comes first: only a stream can be what follows."""
         if self._status is None:
-            self._status, self._own_headers = 200, {**STREAM_HEADERS, **self._headers}
+            self._status, self._own_headers = 200, {**STREAM_HEADERS, **self.headers}
 
     def _all_headers(self) -> dict[str, str]:
         """Headers as they leave, checked once for all of them; a bad one leaves the answer where it was.
@@ -116,28 +110,22 @@ class Standing:
         Raises:
             ValueError: one that could break out of its line.
         """
-        headers = {**self._headers, **self._own_headers}
+        headers = {**self.headers, **self._own_headers}
         check(headers)
         return headers
 
 
-@define(eq=False)
-class DoorReply(Standing):
+class DoorReply(Standing, eq=False):
     """Implements `proxy.types.Reply` over ASGI's `send`.
 
     Args:
         send: ASGI's.
         nursery: the request's; its cancel scope is what a hang-up cancels, heartbeats run in it.
-        headers: what is on every answer.
     """
 
     _send: Send
     nursery: trio.Nursery
-    _first_headers: Mapping[str, str] = field(factory=dict, alias="headers")
-    _lock: trio.Lock = field(factory=trio.Lock, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.note(self._first_headers)
+    _lock: trio.Lock = field(default_factory=trio.Lock)
 
     def _cancel(self) -> None:
         self.nursery.cancel_scope.cancel()
@@ -147,7 +135,7 @@ class DoorReply(Standing):
         return Later(partial(self._write_in_turn, chunk)) if chunk else WRITTEN
 
     async def _write_in_turn(self, chunk: bytes) -> None:
-        if not self._gone:
+        if not self.client_gone:
             async with self._lock:
                 await self._write(chunk)
         elif not self._mute:
@@ -155,28 +143,28 @@ class DoorReply(Standing):
 
     async def _write(self, chunk: bytes) -> None:
         await self._begin()
-        if not self._gone:
+        if not self.client_gone:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         self.silent_since = trio.current_time()
 
     async def end(self, tail: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Write the withheld end and finish; an answer of which nothing has left gets its length."""
-        if self._gone:
+        if self.client_gone:
             return
         async with self._lock:
             self._ending = True
-            if not self._started:
+            if not self.started:
                 length = {"content-length": str(len(tail))}
                 self._own_headers = {**self._own_headers, **(headers or {}), **length}
             await self._begin()
             await self._send({"type": "http.response.body", "body": tail, "more_body": False})
 
     async def _begin(self) -> None:
-        if self._started:
+        if self.started:
             return
         assert self._status is not None, "an answer starts before it is written"  # noqa: S101 - our own mistake
         headers = self._all_headers()
-        self._started = True
+        self.started = True
         lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": self._status, "headers": lines})
 
@@ -197,15 +185,14 @@ class DoorReply(Standing):
                 await self._write(heartbeat)
 
 
-@define(eq=False)
-class Heartbeats:
+class Heartbeats(Struct, eq=False):
     """The context of `DoorReply.keep_alive`; without a heartbeat it does nothing."""
 
     _reply: DoorReply
     _heartbeat: bytes
     _after_seconds: float
-    _over: bool = field(default=False, init=False)
-    _pause: trio.CancelScope | None = field(default=None, init=False)
+    _over: bool = False
+    _pause: trio.CancelScope | None = None
 
     async def __aenter__(self) -> None:
         if self._heartbeat:

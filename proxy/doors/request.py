@@ -79,7 +79,7 @@ def check_head(headers: Mapping[str, str], bytes_max: int) -> None:
     Raises:
         Rejected: it is too long (413), or compressed (415).
     """
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+    if "content-encoding" in headers and headers["content-encoding"].strip().lower() not in ("", "identity"):
         raise Rejected(
             Kind.BAD_REQUEST,
             "Send the body without content-encoding; compressed requests are not read.",

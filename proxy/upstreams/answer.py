@@ -12,9 +12,10 @@ No attempt is begun for a client that is gone.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import trio
 from attrs import define, field
@@ -132,12 +133,12 @@ class Upstreams:
 
 def terms(offer: Offer, ask: Ask) -> Terms:
     """What the books are told about an attempt."""
-    return Terms(
-        model=offer.model.id,
-        provider=offer.provider,
-        account=offer.account,
-        dialect=offer.dialect,
-        stream=ask.stream,
+    return Terms(  # by name throughout, Python would make a dictionary for them first
+        offer.model.id,
+        offer.provider,
+        offer.account,
+        offer.dialect,
+        ask.stream,
         price=offer.price,
         stops_billing=offer.stops_billing,
         visible=offer.visible,
@@ -161,21 +162,26 @@ class Attempts:
     _offers: tuple[Offer, ...]
     _hold: Hold
     _reply: Reply
-    _ends_at: float = field(default=math.inf, init=False)
+    _now: Callable[[], float] = field(init=False)
+    _ends_at: float = field(init=False)
     _status: int = field(default=0, init=False)
     _answer: "OpenAnswer | None" = field(default=None, init=False)
 
     async def __aenter__(self) -> "OpenAnswer":
         up = self._up
-        now = trio.current_time()
+        self._now = trio.lowlevel.current_clock().current_time  # trio's own way there is three calls longer
+        now = self._now()
         self._ends_at = now + up.config.deadlines.total_seconds
-        untried, again = list(self._offers), set[int]()
+        untried = list(self._offers)
+        again: set[int] = set()
         failed: UpstreamFailed | None = None
         for _ in range(up.config.failover.attempts_max):
             offer = up.pool.next(untried, now)
             if offer is None:
                 break
-            await self._may_begin(failed)
+            if self._has_left(failed):
+                await trio.lowlevel.checkpoint()
+                raise UpstreamFailed(Kind.UPSTREAM_ERROR, "The client is gone.", try_another=False)
             untried.remove(offer)
             try:
                 self._answer = await self._attempt(offer, now)
@@ -194,7 +200,7 @@ class Attempts:
             else:
                 self._ask = self._ask.answered()
                 return self._answer
-            now = trio.current_time()
+            now = self._now()
         raise self._nobody(failed)
 
     async def __aexit__(
@@ -208,17 +214,15 @@ class Attempts:
                 exc.message = scrub(exc.message, self._up.private(self._answer.offer))
             await self._answer.aclose()
 
-    async def _may_begin(self, failed: UpstreamFailed | None) -> None:
-        """Close the attempt before in the books, and see that the client is still there.
+    def _has_left(self, failed: UpstreamFailed | None) -> bool:
+        """Close the attempt before in the books, and see whether the client is gone.
 
         In this order: whoever left while a provider was refusing pays nothing for that.
         """
         if failed is not None:
             self._hold.attempt_failed(failed.ending, self._status)
         self._reply.mute_when_gone(mute=False)  # cancels the request if the client is gone
-        if self._reply.client_gone:
-            await trio.lowlevel.checkpoint()
-            raise UpstreamFailed(Kind.UPSTREAM_ERROR, "The client is gone.", try_another=False)
+        return self._reply.client_gone
 
     async def _attempt(self, offer: Offer, began: float) -> "OpenAnswer":
         """Send the request to one account, and wait until it begins to answer.
@@ -242,17 +246,31 @@ class Attempts:
         self._status, exchange = 0, None
         try:
             await self._hold.may_be_sent()
-            exchange = await up.client.send(call, lambda: self._sending(offer), until)
-            await self._check(offer, exchange, until)
-            kept = await self._until_content(offer, exchange, until)
+            exchange = await up.client.send(call, partial(self._sending, offer), until)
+            self._status = exchange.status
+            self._hold.answered(exchange.status, _upstream_id(offer, exchange))
+            if not 200 <= exchange.status < 300:
+                await self._refuse(offer, exchange, until)
+            self._check_encoding(exchange)
+            # of an answer that is no stream the status is enough
+            kept = await self._until_content(offer, exchange, until) if self._ask.stream else b""
         except BaseException as error:
-            await _close(exchange)
+            if exchange is not None:
+                await exchange.aclose()  # it shields itself, where it waits for anything
             if isinstance(error, NotInTime):
                 raise _timed_out() from None
             raise
         up.pool.succeeded(offer, began)
         return OpenAnswer(
-            offer, exchange, kept, self._hold.meter, self._ask.stream, idle, self._ends_at, up.config
+            offer,
+            exchange,
+            kept,
+            self._hold.meter,
+            self._ask.stream,
+            idle,
+            self._ends_at,
+            up.config,
+            self._now,
         )
 
     def _sending(self, offer: Offer) -> None:
@@ -268,33 +286,32 @@ class Attempts:
             return deadlines.first_content_reasoning_seconds, deadlines.idle_reasoning_seconds
         return deadlines.first_content_seconds, deadlines.idle_seconds
 
-    async def _check(self, offer: Offer, exchange: Exchange, until: float) -> None:
-        """Note the status; raise if it is not one of success, or the body is not to be read."""
-        up, failover = self._up, self._up.config.failover
-        self._status = exchange.status
-        self._hold.answered(exchange.status, _upstream_id(offer, exchange))
-        if not 200 <= exchange.status < 300:
-            try:
-                body = await self._error_body(exchange, until)
-            except BaseException:
-                self._hold.attempt_failed(
-                    Ending.REFUSED, exchange.status
-                )  # so it was, whoever left meanwhile
-                raise
-            error = up.dialects[offer.dialect].read_error(exchange.status, body)
-            raise judge(exchange.status, exchange.headers, error, failover, up.private(offer))
-        encoding = exchange.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
+    async def _refuse(self, offer: Offer, exchange: Exchange, until: float) -> NoReturn:
+        """Raise what an answer means that is not one of success."""
+        up, status = self._up, exchange.status
+        try:
+            body = await self._error_body(exchange, until)
+        except BaseException:
+            self._hold.attempt_failed(Ending.REFUSED, status)  # so it was, whoever left meanwhile
+            raise
+        error = up.dialects[offer.dialect].read_error(status, body)
+        raise judge(status, exchange.headers, error, up.config.failover, up.private(offer))
+
+    def _check_encoding(self, exchange: Exchange) -> None:
+        """Raise if the body is compressed."""
+        encoding = exchange.headers.get("content-encoding")
+        if encoding is not None and encoding.strip().lower() not in ("", "identity"):
             # to decode it would let a few bytes become gigabytes, and hold streams back
             because = "compressed its answer although asked not to"
-            leave = Leave(failover.rest_failed_seconds, because, hard=False, whole=True)
+            seconds = self._up.config.failover.rest_failed_seconds
+            leave = Leave(seconds, because, hard=False, whole=True)
             message = "The provider's answer cannot be read."
             raise ProviderFailed(Kind.UPSTREAM_ERROR, message, leave, ending=Ending.BROKEN)
 
     async def _error_body(self, exchange: Exchange, until: float) -> bytes:
         """As much of an error answer as comes in time, within its bound."""
         body, bytes_max = bytearray(), self._up.config.failover.error_bytes_max
-        until = min(until, trio.current_time() + ERROR_SECONDS)
+        until = min(until, self._now() + ERROR_SECONDS)
         try:
             while len(body) < bytes_max and (chunk := await exchange.read(until)):
                 body += chunk
@@ -303,14 +320,12 @@ class Attempts:
         return bytes(body[:bytes_max])
 
     async def _until_content(self, offer: Offer, exchange: Exchange, until: float) -> bytes:
-        """Read a stream up to where its content begins; of any other answer the status is enough.
+        """Read a stream up to where its content begins.
 
         Raises:
             UpstreamFailed: it failed before that.
             NotInTime: no content came by then.
         """
-        if not self._ask.stream:
-            return b""
         prelude, kept = self._up.dialects[offer.dialect].prelude(), bytearray()
         try:
             while len(kept) < self._up.config.limits.frame_bytes_max:
@@ -339,7 +354,7 @@ class Attempts:
             seconds = self._up.config.failover.rest_failed_seconds
             unreached = failure.ending is Ending.UNREACHED
             leave = Leave(seconds, failure.ending.value, hard=False, whole=unreached)
-        self._up.let_rest(offer, leave, trio.current_time())
+        self._up.let_rest(offer, leave, self._now())
 
     def _nobody(self, failed: UpstreamFailed | None) -> UpstreamFailed:
         """What the caller is told when no account answered: the last failure, or when to come again.
@@ -348,7 +363,7 @@ class Attempts:
         """
         if failed is not None and failed.kind is not Kind.NO_HEALTHY_UPSTREAM:
             return failed
-        now = trio.current_time()
+        now = self._now()
         wait = math.ceil(max(self._up.pool.ready_at(self._offers, now) - now, 1.0))
         return UpstreamFailed(
             Kind.NO_HEALTHY_UPSTREAM,
@@ -375,29 +390,29 @@ class OpenAnswer:
     _idle_seconds: float
     _ends_at: float
     _config: Config
+    _now: Callable[[], float]
     status: int = field(init=False)
     headers: Mapping[str, str] = field(init=False)
     _idle_left: float = field(init=False)
     _frames: int = field(default=NEVER, init=False)
-    """Content that had gone by when idle time last began."""
+    """Content that had gone by when idle time last began; the first wait begins it."""
     _close_at: float = field(default=math.inf, init=False)
-    _now: Callable[[], float] = field(init=False)
     _take: Take = field(init=False)
-    _waiting_since: float = field(default=0.0, init=False)
     _handing: bool = field(default=False, init=False)
-    _declined: bool = field(default=False, init=False)
-    _fresh: bool = field(default=False, init=False)
+    _waiting_since: float = field(init=False)
+    _declined: bool = field(init=False)
+    _fresh: bool = field(init=False)
     """Content has come while we waited, so the deadline that was set is not the one that counts."""
 
     def __attrs_post_init__(self) -> None:
-        self._idle_left = self._idle_seconds
-        self._now = trio.lowlevel.current_clock().current_time  # trio's own way there is three calls longer
         self.status = self._exchange.status
-        self.headers = {
-            name: value
-            for name in KINDS[self.offer.kind].ANSWER_HEADERS
-            if (value := self._exchange.headers.get(name)) is not None
-        }
+        given = self._exchange.headers
+        headers: dict[str, str] = {}
+        for name in KINDS[self.offer.kind].ANSWER_HEADERS:
+            if name in given:
+                headers[name] = given[name]
+        self.headers = headers
+        self._exchange.forget_headers()
 
     async def hand_on(self, take: Take) -> bool:
         """Hand on what comes, as it was read, until `take` declines.
@@ -413,29 +428,27 @@ class OpenAnswer:
         """
         self._take = take
         try:
-            while chunk := self._ready() or await self._wait():
+            while True:
+                # what is here already needs no deadline
+                chunk, self._kept = self._kept or self._exchange.ready(), b""
+                if chunk is None:
+                    chunk = await self._wait()
+                if not chunk:
+                    return chunk is not None
                 if not self._hand(chunk):
                     return False
         except StreamBroken:
             if self._handing or not self._is_closing:
                 raise
             return True
-        return chunk is not None
 
     def _hand(self, chunk: bytes) -> bool:
         self._handing = True  # what is raised now is not the provider's doing
         more = self._take(chunk)
         self._handing = False
-        if not self._stream and chunk.strip():  # a body has no pings, and its content is metered at its end
-            self._frames = NEVER
+        if not self._stream and not chunk.isspace():
+            self._frames = NEVER  # a body has no pings, and its content is metered at its end
         return more
-
-    def _ready(self) -> bytes | None:
-        """What is here already, so that no deadline has to be made; `None` or nothing if `_wait` has to tell."""
-        if self._kept:
-            kept, self._kept = self._kept, b""
-            return kept
-        return self._exchange.ready()
 
     async def _wait(self) -> bytes | None:
         """Read on under the deadlines; `b""` at the end, or where it should have come; `None`: declined."""
@@ -473,11 +486,11 @@ class OpenAnswer:
     def expect_close(self) -> None:
         """The terminal event was seen: the provider has a moment to close, then the answer is over."""
         if not self._is_closing:
-            self._close_at = trio.current_time() + self._config.deadlines.close_seconds
+            self._close_at = self._now() + self._config.deadlines.close_seconds
 
-    async def aclose(self) -> None:
+    def aclose(self) -> Awaitable[None]:
         """Close the provider's connection, unless the answer was read to its end."""
-        await _close(self._exchange)
+        return self._exchange.aclose()  # it shields itself, where it waits for anything
 
     @property
     def _is_closing(self) -> bool:
@@ -486,10 +499,11 @@ class OpenAnswer:
 
 def _upstream_id(offer: Offer, exchange: Exchange) -> str | None:
     """What the provider calls this answer; for reconciling bills. Foreign text, so bounded."""
-    for name in KINDS[offer.kind].REQUEST_ID:
-        value = exchange.headers.get(name, "")
+    names: tuple[str, ...] = KINDS[offer.kind].REQUEST_ID
+    for name in names:
+        value = exchange.headers.get(name)
         if value and value.isascii() and value.isprintable():
-            return str(value[:200])
+            return value[:200]
     return None
 
 
@@ -504,8 +518,3 @@ def _timed_out() -> UpstreamFailed:
 
 def _broken(message: str) -> UpstreamFailed:
     return UpstreamFailed(Kind.UPSTREAM_ERROR, message, try_another=True, ending=Ending.BROKEN)
-
-
-async def _close(exchange: Exchange | None) -> None:
-    if exchange is not None:
-        await exchange.aclose()  # it shields itself, where it waits for anything

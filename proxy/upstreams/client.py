@@ -120,16 +120,17 @@ class HttpClient:
             # without the cause: it may quote a header, and so the credential
             raise misconfigured() from None
         head = f"{target.first}content-length: {len(call.body)}\r\n{lines}\r\n".encode("latin-1")
-        origins, began = self._transport.origins, trio.current_time()
+        origins = self._transport.origins
+        began = origins.now()
         try:
             connection = origins.lend_kept(target.address, began)
             if connection is None:
                 seconds = min(self.connect_seconds, until - began)
                 connection = await origins.lend(target.address, seconds, seconds)
-                began = trio.current_time()
+                began = origins.now()
             return await ask(connection, head, call.body, sending, until)
         except NoAnswer as error:
-            raise _unanswered(error, trio.current_time() - began) from error
+            raise _unanswered(error, origins.now() - began) from error
         except (Unreachable, NoSlot, trio.ClosedResourceError) as error:
             raise _unreachable(error) from error
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
-from attrs import field, frozen
+import msgspec
 
 from accounting.records import Ending
 from proxy.errors import Kind, UpstreamFailed
@@ -14,13 +14,15 @@ STALE_SECONDS: Final = 2.0
 """A kept connection that the other side had closed says so within a round trip; later, a request was lost."""
 
 
-@frozen
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """One request to a provider; its headers hold a credential, so they are not shown."""
 
     url: str
-    headers: Headers = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: Headers
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Call(url={self.url!r})"
 
 
 Take = Callable[[bytes], bool]
@@ -38,6 +40,10 @@ class Exchange(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """Lower-case names; values of a name that comes twice are joined by commas."""
+        ...
+
+    def forget_headers(self) -> None:
+        """Let go of the headers: nobody asks for them any more, and a stream may be open for an hour."""
         ...
 
     def ready(self) -> bytes | None:

@@ -150,14 +150,17 @@ async def ask(
         await trio.lowlevel.checkpoint_if_cancelled()  # whoever was cancelled by now has sent nothing
         sending()
         answer = Answer(connection)
-        await answer.begin(head, body, until)
+        if not answer.send(head, body):
+            with trio.CancelScope(deadline=until):
+                await answer.upload(answer.flush)
+        await answer.head(until)
     except BaseException:
         connection.close()
         raise
     return answer
 
 
-@define(eq=False)
+@define(eq=False, repr=False)  # some of its fields go before it does
 class Answer:
     """An answer, from before its first byte to its end; implements `exchange.Exchange`.
 
@@ -181,8 +184,7 @@ class Answer:
     _wire: Wire = field(init=False)
     _unsent: bool = field(default=False, init=False)
     """The request did not leave in whole: the connection is of no further use."""
-    _heard: bool = field(default=False, init=False)
-    _trouble: Exception | None = field(default=None, init=False)
+    _trouble: Exception | None = field(init=False)
     """What ended the sending of a request from the other side."""
 
     _parser: httptools.HttpResponseParser = field(init=False)
@@ -190,18 +192,16 @@ class Answer:
     """Where the parser puts what it finds in chunks."""
     _head_bytes: int = field(default=0, init=False)
     _tail: bytes = field(default=b"", init=False)
-    """The last few bytes, where what we look for may have begun."""
+    """The last few bytes, where what we look for may have begun; none before the first byte of a head."""
     _informational: int = field(default=0, init=False)
     _in_head: bool = field(default=True, init=False)
-    _begun: bool = field(default=False, init=False)
-    _head_parsed: bool = field(default=False, init=False)
     _complete: bool = field(default=False, init=False)
     """The parser has seen the end of a message; `_beyond`: and the beginning of another."""
     _beyond: bool = field(default=False, init=False)
-    _reusable: bool = field(default=False, init=False)
-    _left: int = field(default=_UNTIL_CLOSE, init=False)
+    _reusable: bool = field(init=False)
+    _left: int = field(init=False)
     """Bytes of the body to come, or how else it ends."""
-    _barren: int = field(default=0, init=False)
+    _barren: int = field(init=False)
     """Bytes of a chunked body since the last content."""
 
     _first: bytes = field(default=b"", init=False)
@@ -211,9 +211,9 @@ class Answer:
     _turns: int = field(default=TURNS, init=False)
     _must_wait: int = field(default=_NOTHING, init=False)
     """For what, before the next read."""
-    _take_it: Take | None = field(default=None, init=False)
+    _take_it: Take | None = field(init=False)
     """Who takes what comes while `read` waits; `_declined`: and has had enough for now."""
-    _declined: bool = field(default=False, init=False)
+    _declined: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         assert self._connection is not None  # noqa: S101 - for the type checker
@@ -223,20 +223,13 @@ class Answer:
 
     # Sending the request, and waiting for the head
 
-    async def begin(self, head: bytes, body: bytes, until: float = inf) -> None:
-        """Send a request and wait for the head of the answer.
-
-        Raises:
-            NoAnswer: none came.
-            NotInTime: it was not here by then.
-        """
+    def send(self, head: bytes, body: bytes) -> bool:
+        """Send a request, as far as it does not block; false if the rest is to be uploaded."""
         try:
-            if not self._wire.send(head, body):
-                with trio.CancelScope(deadline=until):
-                    await self.upload(self.flush)
+            return self._wire.send(head, body)
         except OSError:
             self._unsent = True  # the answer may say why: it is waited for all the same
-        await self.head(until)
+            return True
 
     async def flush(self) -> None:
         """Wait until all that was given to the wire has left."""
@@ -248,6 +241,7 @@ class Answer:
 
         A refusal ends the sending; another answer waits until all is sent.
         """
+        self._trouble = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, nursery.cancel_scope)
             try:
@@ -307,17 +301,15 @@ class Answer:
         assert self._connection is not None  # noqa: S101 - for the type checker
         reused = self._connection.reused
         self._close()
-        return NoAnswer(message, reused=reused, heard=self._heard, odd=odd)
+        return NoAnswer(message, reused=reused, heard=self._head_bytes > 0, odd=odd)
 
     def _feed_head(self, data: bytes) -> None:
-        self._heard = True
         while self._in_head:
-            # the parser would skip blank lines, and take other protocols for HTTP
-            if not self._begun and not data.startswith(b"H"):
-                raise Odd("no status line")
-            self._begun = True
             end = _end_of_head(self._tail, data)
             self._head_bytes += len(data) if end < 0 else end
+            # the parser would skip blank lines, and take other protocols for HTTP
+            if not self._tail and not data.startswith(b"H"):
+                raise Odd("no status line")
             if self._head_bytes > HEAD_BYTES_MAX:
                 raise Odd("a head without end")
             if end < 0:
@@ -336,12 +328,14 @@ class Answer:
 
     def _check_head(self) -> None:
         """See to what the parser lets pass."""
-        if not self._head_parsed:
+        if not self.status:
             raise Odd("a blank line before its time")
-        if self._parser.get_http_version() not in {"1.1", "1.0"} or _is_reason(self.reason) is None:
+        version = self._parser.get_http_version()
+        if version not in {"1.1", "1.0"} or _is_reason(self.reason) is None:
             raise Odd("another status line than ours")
         if len(self.raw) > HEADERS_MAX:
             raise Odd("too many headers")
+        self._reusable &= version == "1.1"
 
     def _skip_informational(self) -> None:
         self._informational += 1
@@ -349,12 +343,11 @@ class Answer:
             raise Odd("a status that nobody asked for")  # 101: another protocol
         self.raw.clear()
         self.status, self.reason, self._tail = 0, b"", b""
-        self._begun = self._head_parsed = self._complete = False
+        self._complete = False
         self._parser = httptools.HttpResponseParser(self)
 
     def _head_is_whole(self, rest: bytes) -> None:
         """Find out how the body ends, and take what of it is here."""
-        self._reusable &= self._parser.get_http_version() == "1.1"
         headers = self.headers
         for raw_name, raw_value in self.raw:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
@@ -365,7 +358,7 @@ class Answer:
         elif coding is not None:
             if coding.lower() != "chunked":
                 raise Odd("another transfer coding than chunks")
-            self._left = _CHUNKED
+            self._left, self._barren = _CHUNKED, 0
         else:
             # the parser has seen to it that it is a number
             self._left = int(headers.get("content-length", _UNTIL_CLOSE))
@@ -377,20 +370,19 @@ class Answer:
 
     def on_status(self, reason: bytes) -> None:
         """Part of the words after the status."""
-        if not self._head_parsed:
+        if not self.status:
             self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; those behind a chunked body say nothing that anybody asked for."""
-        if not self._head_parsed:
+        if not self.status:
             self.raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is whole: some of what the parser knows by now is forgotten at the end of the message."""
-        if not self._head_parsed:
+        if not self.status:
             self.status = self._parser.get_status_code()
             self._reusable = self._parser.should_keep_alive()
-            self._head_parsed = True
 
     def on_message_complete(self) -> None:
         """The last chunk was seen."""
@@ -401,6 +393,10 @@ class Answer:
         self._beyond |= self._complete
 
     # Reading the body
+
+    def forget_headers(self) -> None:
+        """See `Exchange`."""
+        del self.raw, self.headers
 
     def ready(self) -> bytes | None:
         """See `Exchange`."""
@@ -430,7 +426,7 @@ class Answer:
         """See `Exchange`."""
         while True:
             if self._must_wait == _BYTES:
-                self._take_it = take
+                self._take_it, self._declined = take, False
                 try:
                     if not await self._wire.readable(until, None if take is None else self._hand_on):
                         return None
@@ -440,7 +436,6 @@ class Answer:
                 finally:
                     self._take_it = None  # it holds this answer: nobody should have to search for the two
                 if self._declined:
-                    self._declined = False
                     return None
                 self._turns = TURNS
             elif self._must_wait == _TURN:
@@ -477,10 +472,9 @@ class Answer:
         if left == _UNTIL_CLOSE:
             return data
         self._left = left - len(data)
-        if self._left > 0:
-            return data
-        self._is_over(clean=self._left == 0)
-        return data if self._left == 0 else data[:left]
+        if self._left <= 0:
+            self._is_over(clean=self._left == 0)
+        return data[:left]
 
     def _take_chunks(self, data: bytes) -> bytes:
         parts, clean = self._parts, True
@@ -502,11 +496,13 @@ class Answer:
         """The end of the answer was seen, and nothing beyond it if that is `clean`."""
         self._over = True
         connection = self._connection
-        if connection is not None and clean and self._reusable and not self._unsent:
-            self._let_go()
+        if connection is None:
+            return
+        self._let_go()
+        if clean and self._reusable and not self._unsent:
             connection.keep()
         else:
-            self._close()
+            connection.close()
 
     def _breaks(self, message: str) -> StreamBroken:
         self._broken = message
@@ -515,14 +511,13 @@ class Answer:
 
     def _close(self) -> None:
         connection = self._connection
-        self._let_go()
         if connection is not None:
+            self._let_go()
             connection.close()
 
     def _let_go(self) -> None:
-        if self._connection is not None:
-            self._connection = None
-            del self._parser  # parser and answer hold each other: nobody should have to search for them
+        self._connection = None
+        del self._parser  # parser and answer hold each other: nobody should have to search for them
 
 
 def _end_of_head(tail: bytes, data: bytes) -> int:

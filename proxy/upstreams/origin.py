@@ -98,10 +98,14 @@ class Origins:
     Args:
         dial: makes one.
         bounds: how many.
+
+    Attributes:
+        now: trio's clock, without the three calls that trio takes to find it.
     """
 
     _dial: Dial
     bounds: Bounds = field(factory=Bounds)
+    now: Callable[[], float] = field(factory=lambda: trio.lowlevel.current_clock().current_time, init=False)
     _origins: dict[Address, _Origin] = field(factory=dict, init=False)
     _kept: OrderedDict[Connection, None] = field(factory=OrderedDict, init=False)
     """Those of all origins, oldest first."""
@@ -153,7 +157,7 @@ class Origins:
         """
         origin = await self._slot(address, queue_seconds)
         try:
-            connection = self._from_kept(origin, trio.current_time())
+            connection = self._from_kept(origin, self.now())
             if connection is None:
                 self._may_be_used()
                 wire = await self._dial(address, connect_seconds)
@@ -194,9 +198,9 @@ class Origins:
 
     def _from_kept(self, origin: _Origin, now: float) -> Connection | None:
         """The newest kept connection that is still good; those that are not are closed."""
-        good_since = now - self.bounds.kept_seconds
-        while origin.kept:
-            connection = origin.kept.pop()
+        kept, good_since = origin.kept, now - self.bounds.kept_seconds
+        while kept:
+            connection = kept.pop()
             del self._kept[connection]
             if connection._kept_at >= good_since and connection.wire.quiet():  # noqa: SLF001
                 connection._lent = connection.reused = True  # noqa: SLF001
@@ -205,19 +209,15 @@ class Origins:
         return None
 
     def _keep(self, connection: Connection) -> None:
-        now = trio.current_time()
-        connection._kept_at = now  # noqa: SLF001
+        kept, bounds = self._kept, self.bounds
+        connection._kept_at = now = self.now()  # noqa: SLF001
         origin = connection._origin  # noqa: SLF001
         origin.kept.append(connection)
-        self._kept[connection] = None
+        kept[connection] = None
         origin.slots.release()
-        while (
-            len(self._kept) > self.bounds.kept_max or self._oldest_kept_at() < now - self.bounds.kept_seconds
-        ):
-            next(iter(self._kept)).close()
-
-    def _oldest_kept_at(self) -> float:
-        return next(iter(self._kept))._kept_at if self._kept else inf  # noqa: SLF001
+        good_since = now - bounds.kept_seconds
+        while kept and (len(kept) > bounds.kept_max or next(iter(kept))._kept_at < good_since):  # noqa: SLF001
+            next(iter(kept)).close()
 
     def _forget(self, connection: Connection) -> None:
         """A connection is being closed: take it out wherever it stands."""

@@ -212,6 +212,9 @@ class _Exchange:
         self.headers = self._response.headers
         self._chunks = cast(AsyncGenerator[bytes, None], self._response.aiter_raw())
 
+    def forget_headers(self) -> None:
+        """See `exchange.Exchange`; they are httpx's, and stay."""
+
     def ready(self) -> bytes | None:
         """See `exchange.Exchange`; httpx does not say what it has."""
         return None if self._chunks is not None else b""

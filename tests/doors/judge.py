@@ -5,7 +5,7 @@ from itertools import pairwise
 import attrs
 import h11
 
-from proxy.doors.guard import Guard, Refused, Stage
+from proxy.doors.guard import Guard, Refused
 from proxy.doors.routes import route
 from proxy.types import Path
 from tests.doors.memory import converse
@@ -63,15 +63,15 @@ def model_of(data):
             head = guard.take()
             if not head:
                 return found
-            if guard.stage is Stage.UPGRADING:
+            if guard.stage == "upgrading":
                 found.upgraded = True
                 return found
             found.unfinished = guard.head
-            body = guard.take_body() if guard.stage is Stage.BODY else b""
+            body = guard.take_body() if guard.stage == "body" else b""
         except Refused as refused:
             found.refused = refused.status
             return found
-        if guard.stage is Stage.BODY:
+        if guard.stage == "body":
             return found
         found.unfinished = None
         raw = rest[: len(rest) - guard.pending_bytes]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.doors.guard import Guard, Refused, Stage, refusal
+from proxy.doors.guard import Guard, Refused, refusal
 
 GET = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello"
@@ -49,7 +49,7 @@ def test_a_request_goes_on_unchanged_however_it_is_cut(request_):
     for cut in range(len(request_)):
         taken, one = everything([request_[:cut], request_[cut:]])
         assert taken == request_
-        assert one.stage is Stage.READ
+        assert one.stage == "read"
     assert everything([bytes([byte]) for byte in request_])[0] == request_
 
 
@@ -214,8 +214,8 @@ def test_a_host_is_needed_once_and_well_formed():
     for host in (b"", b"a b", b"a/b", b"a@b", b"a:b", b"[::1", b"a,b c", b"a:123456", b'"a"'):
         assert refused(head(host=b"host: " + host)) == 400
     for host in (b"a", b"127.0.0.1:8080", b"[::1]:8080", b"a_b.example", b"localhost:"):
-        assert everything([head(host=b"host: " + host)])[1].stage is Stage.READ
-    assert everything([head(host=None, request=b"GET / HTTP/1.0")])[1].stage is Stage.READ
+        assert everything([head(host=b"host: " + host)])[1].stage == "read"
+    assert everything([head(host=None, request=b"GET / HTTP/1.0")])[1].stage == "read"
 
 
 def test_headers_that_are_too_large_are_refused_before_they_are_complete():
@@ -226,7 +226,7 @@ def test_headers_that_are_too_large_are_refused_before_they_are_complete():
 
 def test_only_the_expectation_that_can_be_met_is_let_in():
     assert refused(head(b"expect: 200-ok")) == 417
-    assert everything([head(b"expect: 100-Continue", b"content-length: 5")])[1].stage is Stage.BODY
+    assert everything([head(b"expect: 100-Continue", b"content-length: 5")])[1].stage == "body"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_no_upgrade_but_a_websockets_is_let_in(lines):
 def test_bytes_behind_a_websocket_upgrade_wait_until_it_is_granted():
     sent = head(b"upgrade: websocket", b"connection: keep-alive, Upgrade", request=b"GET / HTTP/1.1")
     taken, one = everything([sent + b"x"])
-    assert (taken, one.stage) == (sent, Stage.UPGRADING)
+    assert (taken, one.stage) == (sent, "upgrading")
     one.upgrade()
     assert one.take() == b"x"
     one.feed(b"\x00\r\n\r\n")
@@ -301,7 +301,7 @@ def test_as_many_requests_go_on_as_llhttp_sees_in_one_go(requests, data):
         at += size
         while one.take():
             pass
-        if one.stage is Stage.READ:
+        if one.stage == "read":
             answered += 1
             one.next_request()
     assert answered == count.requests == len(requests)

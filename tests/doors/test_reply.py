@@ -126,12 +126,12 @@ class Answering:
         headers = {"x-request-id": "req_1"}
         if self.kind == "hypercorn":
             self.wire = Messages(self.slow)
-            self.reply = DoorReply(self.wire.send, self.nursery, headers)
+            self.reply = DoorReply(self.wire.send, self.nursery, headers=headers)
         else:
             self.wire = Carrier(self.slow, self.nursery)
             self.server = trio.CancelScope()
             self.nursery.start_soon(self._serve)
-            self.reply = FastReply(self.wire, headers)
+            self.reply = FastReply(self.wire, headers=headers)
         return self.reply
 
     async def _serve(self):
@@ -290,7 +290,7 @@ class Leaving(Carrier):
 async def test_a_client_that_is_found_gone_by_a_send_has_hung_up(autojump_clock, mute, last, slow):
     told, reached = [], []
     async with trio.open_nursery() as nursery:
-        reply = FastReply(Leaving(slow, nursery), {})
+        reply = FastReply(Leaving(slow, nursery), headers={})
         reply.mute_when_gone(mute=mute)
         reply.when_gone(lambda: told.append(1))
         reply.start(200, {})

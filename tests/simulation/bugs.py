@@ -419,11 +419,12 @@ def yesterdays_price():
 def tried_on_for_nobody():
     """Another account is tried for a client that has left."""
 
-    async def may_begin(self, failed):
+    def has_left(self, failed):
         if failed is not None:
             self._hold.attempt_failed(failed.ending, self._status)
+        return False
 
-    return _patch(Attempts, _may_begin=lambda _: may_begin)
+    return _patch(Attempts, _has_left=lambda _: has_left)
 
 
 def revoked_keys_work():

@@ -162,7 +162,7 @@ class Process:
                 scope = nursery.cancel_scope
                 life.scopes[scope] = self.requests[scope] = None
                 reply = (DoorReply if self.world.plan.heartbeats else SilentReply)(
-                    seen.send, nursery, {"x-request-id": seen.id}
+                    seen.send, nursery, headers={"x-request-id": seen.id}
                 )
                 seen.hang_up = reply.hang_up
                 if call.leaves is not None:

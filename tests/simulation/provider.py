@@ -192,6 +192,9 @@ class Exchange:
             data = self._arrived()
         return data
 
+    def forget_headers(self):
+        self.headers = None
+
     def ready(self):
         """What has arrived by now, without waiting."""
         return self._arrived() or None

@@ -89,6 +89,9 @@ class FakeExchange:
     hands_on: bool = False
     """What arrives while somebody waits is handed on to him, as over a real connection."""
 
+    def forget_headers(self):
+        self.headers = None
+
     def ready(self):
         if not self.there:
             return None

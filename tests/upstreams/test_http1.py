@@ -65,11 +65,18 @@ LAST = {
 """Answers after which it may not."""
 
 
+async def sent(answer):
+    """Send a request and wait for the head of its answer."""
+    if not answer.send(b"HEAD", b"BODY"):
+        await answer.upload(answer.flush)
+    await answer.head()
+
+
 async def answer_to(*pieces, bodiless=False, reused=False, **wire):
     """Send a request and get these pieces for an answer; gives answer and connection."""
     connection = FakeConnection(FakeWire(list(pieces), **wire), reused)
     answer = Answer(connection, bodiless)
-    await answer.begin(b"HEAD", b"BODY")
+    await sent(answer)
     return answer, connection
 
 
@@ -86,7 +93,7 @@ async def outcome(*pieces, **more):
     answer = Answer(connection)
     body = b""
     try:
-        await answer.begin(b"HEAD", b"BODY")
+        await sent(answer)
         while piece := await answer.read():
             body += piece
     except NoAnswer:
