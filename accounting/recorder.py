@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Final, Protocol, TypeVar
 
 import trio
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from accounting.journal import BooksFailed, Chore, Journal, NoRoom
 from accounting.ports import Overloaded
@@ -113,6 +113,7 @@ class Recorder:
         store: where it is loaded.
         now: monotonic seconds.
         run_in_thread: see there.
+        run_aside: the same for what may wait while others are busy: loads, and compressing old segments.
         loaded: the last record that the store has.
         sync_seconds: least time between two syncs, for books that may lose so much when power fails.
         load_seconds, load_records_max: how often it is given more, and how much at most. While there is much to
@@ -127,6 +128,9 @@ class Recorder:
     store: Index
     now: Callable[[], float]
     run_in_thread: RunInThread
+    run_aside: RunInThread = field(
+        default=Factory(lambda self: self.run_in_thread, takes_self=True), kw_only=True
+    )
     loaded: int = field(kw_only=True)
     sync_seconds: float = field(default=0.0, kw_only=True)
     load_seconds: float = field(default=0.25, kw_only=True)
@@ -316,9 +320,15 @@ class Recorder:
                 async with trio.open_nursery() as nursery:
                     self._archivable.ring()  # for what earlier processes have sealed
                     nursery.start_soon(self._load)
-                    nursery.start_soon(self._tend, "journal_chore", self._chores, self.journal.housework)
                     nursery.start_soon(
-                        self._tend, "archive", self._archivable, lambda: self.journal.archiving(self.loaded)
+                        self._tend, "journal_chore", self._chores, self.journal.housework, self.run_in_thread
+                    )
+                    nursery.start_soon(
+                        self._tend,
+                        "archive",
+                        self._archivable,
+                        lambda: self.journal.archiving(self.loaded),
+                        self.run_aside,
                     )
                     task_status.started()
                     await self._sync()
@@ -433,13 +443,13 @@ class Recorder:
     async def _load_once(self) -> bool:
         """Load one slice, after finding out where the store is if that is unknown. Says if there is more."""
         if self.store_error is not None:
-            await self._forget(await self.run_in_thread(self.store.reopen))
+            await self._forget(await self.run_aside(self.store.reopen))
             self.store_error = None
         count = min(self._loadable(), self.load_records_max)
         if not count:
             return False
         entries = tuple(islice(self._tail, count))
-        await self._forget(await self.run_in_thread(lambda: self.store.load(entries)))
+        await self._forget(await self.run_aside(lambda: self.store.load(entries)))
         if count == self.load_records_max:
             self._load_now.ring()  # what came meanwhile can wait for others; what did not fit cannot
         return self._loadable() > 0
@@ -470,14 +480,16 @@ class Recorder:
 
     # -- the keeper of files, and the archivist ----------------------------------------------------------
 
-    async def _tend(self, name: str, bell: _Bell, next_chore: Callable[[], Chore | None]) -> None:
+    async def _tend(
+        self, name: str, bell: _Bell, next_chore: Callable[[], Chore | None], run: RunInThread
+    ) -> None:
         """Do chores of one sort, one after the other, whenever the bell rings; one that fails comes again."""
         pause = BACKOFF_SECONDS[0]
         while not self._over.is_set():
             await bell.heard()
             while not self._over.is_set() and (chore := next_chore()) is not None:
                 try:
-                    await self.run_in_thread(chore.run)
+                    await run(chore.run)
                     pause = BACKOFF_SECONDS[0]
                 except OSError as error:
                     self.log(f"{name}_failed", error=repr(error), pause_seconds=pause)

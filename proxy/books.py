@@ -30,6 +30,7 @@ from accounting.store import NAME as STORE_NAME
 from accounting.store import Store, StoreError, StoreOutdated
 from pricing.catalog import Catalog
 from proxy.admin import READS, Admin
+from proxy.background import Background
 from proxy.config import DATA, Config
 from proxy.telemetry import Telemetry
 
@@ -39,6 +40,9 @@ REPORTS_AT_ONCE: Final = 2
 
 RECORDER_THREADS: Final = 4
 """The recorder's own: a sync must never wait for other work to leave its thread."""
+
+BACKGROUND_THREADS: Final = 2
+"""For a load of the store, and for compressing an old segment of the journal."""
 
 ATTEMPT_SLACK_SECONDS: Final = 120.0
 """How much longer than its total deadline an attempt may be open before `verify` calls it forgotten."""
@@ -197,11 +201,13 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
     except OSError as error:
         raise Unavailable(f"the books in {state} cannot be opened: {error}") from error
     _report(recovered.findings, recovered.store.set_aside, telemetry)
+    background = Background(BACKGROUND_THREADS)
     recorder = Recorder(
         recovered.journal,
         recovered.store,
         time.perf_counter,
         partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(RECORDER_THREADS)),
+        run_aside=background.run,
         loaded=recovered.journal.seq,
         sync_seconds=settings.relaxed_seconds if settings.durability == "relaxed" else 0.0,
         load_seconds=settings.load_seconds,
@@ -225,14 +231,15 @@ async def opened(config: Config, telemetry: Telemetry) -> AsyncIterator[OpenBook
     )
     ask = _asker(recovered.store)
     try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(recorder.run)
-            try:
-                yield OpenBooks(
-                    state, books, recorder, Reader(ask, recorder), ask, config.deadlines.total_seconds
-                )
-            finally:
-                recorder.close()
+        with background:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(recorder.run)
+                try:
+                    yield OpenBooks(
+                        state, books, recorder, Reader(ask, recorder), ask, config.deadlines.total_seconds
+                    )
+                finally:
+                    recorder.close()
     finally:
         recovered.close()
 
