@@ -6,12 +6,16 @@ out then. Only what comes *before* its entry needs a new one.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
+from typing import Final
 
 import trio
 from attrs import define, field
+
+LAPSED_MIN: Final = 1000
+"""So many entries are not worth looking through."""
 
 Ring = Callable[[], None]
 """Must be quick and not wait."""
@@ -46,6 +50,14 @@ class Alarm:
         """Have it not ring; it lets go of whoever set it, for the heap keeps it until its entry comes up."""
         self.due, self._ring = inf, _nothing
 
+    def lapsed(self, entry: float) -> bool:
+        """Whether one of its entries can go, since nothing is to ring then."""
+        if entry == self._entry and self.due < inf:
+            return False
+        if entry == self._entry:
+            self._entry = inf
+        return True
+
     def come_up(self, entry: float, now: float) -> None:
         """Its entry was reached, or one that another took the place of."""
         if entry != self._entry:
@@ -72,6 +84,8 @@ class Alarms:
     _heap: list[tuple[float, int, Alarm]] = field(factory=list, init=False)
     _numbers: "count[int]" = field(factory=count, init=False)
     _pause: trio.CancelScope | None = field(default=None, init=False)
+    _full: int = field(default=LAPSED_MIN, init=False)
+    """With so many entries it is time to look which can go."""
 
     def new(self) -> Alarm:
         """Make an alarm that is off."""
@@ -79,9 +93,17 @@ class Alarms:
 
     def enter(self, alarm: Alarm, due: float) -> None:
         """Have an alarm looked at."""
+        if len(self._heap) >= self._full:
+            self._tidy()
         heappush(self._heap, (due, next(self._numbers), alarm))
         if self._pause is not None and due < self._pause.deadline:
             self._pause.deadline = due
+
+    def _tidy(self) -> None:
+        """Drop entries that lapsed: where clients come and go, those of minutes would gather otherwise."""
+        self._heap[:] = [entry for entry in self._heap if not entry[2].lapsed(entry[0])]
+        heapify(self._heap)
+        self._full = max(2 * len(self._heap), LAPSED_MIN)
 
     async def run(self) -> None:
         """Ring what falls due, until cancelled."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from proxy.alarms import Alarms
+from proxy.alarms import LAPSED_MIN, Alarms
 
 
 @pytest.fixture
@@ -147,3 +147,27 @@ def test_whatever_is_done_to_them_alarms_ring_exactly_when_they_are_due(steps):
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert sorted(rung) == sorted(expected)
+
+
+async def test_alarms_that_are_off_do_not_gather_in_the_heap(autojump_clock, alarms, rung, ring):
+    """Each connection has one, and clients come and go by the thousand while the first deadlines are minutes away."""
+    lasting = alarms.new()
+    lasting.set(200, partial(ring, "lasting"))
+    for number in range(50_000):
+        alarm = alarms.new()
+        alarm.set(100 + number % 7, partial(ring, "gone"))
+        alarm.off()
+    assert len(alarms._heap) <= LAPSED_MIN
+    alarm.set(150, partial(ring, "used again"))
+    await trio.sleep(300)
+    assert rung == [(150, "used again"), (200, "lasting")]
+
+
+async def test_alarms_that_are_on_stay_however_many_they_are(autojump_clock, alarms, rung, ring):
+    many = [alarms.new() for _ in range(3 * LAPSED_MIN)]
+    for number, alarm in enumerate(many):
+        alarm.set(1000, partial(ring, number))
+        alarm.set(500 - number % 100, partial(ring, number))  # the entry before lapses
+    await trio.sleep(2000)
+    assert sorted(name for _, name in rung) == list(range(3 * LAPSED_MIN))
+    assert all(time == 500 - name % 100 for time, name in rung)
