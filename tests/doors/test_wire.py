@@ -174,8 +174,9 @@ async def test_a_client_that_leaves_is_gone_for_the_next_send_and_the_one_under_
         await one.wire.send(b"x")
 
 
-async def test_closing_ends_the_send_and_the_read_under_way(pair):
-    one, ended = pair(), []
+async def closing_ends_both(one):
+    """Close it, twice, while a send and a read are under way."""
+    ended = []
     async with trio.open_nursery() as nursery:
 
         async def send():
@@ -194,6 +195,10 @@ async def test_closing_ends_the_send_and_the_read_under_way(pair):
         one.wire.close()
     assert sorted(ended) == ["read", "send"]
     assert one.closed == 1
+
+
+async def test_closing_ends_the_send_and_the_read_under_way(pair):
+    await closing_ends_both(pair())
 
 
 async def test_waking_ends_a_wait_and_the_next_one_reads(pair):
@@ -308,25 +313,7 @@ async def test_over_tls_a_send_that_is_cancelled_in_the_middle_resets_the_connec
 
 
 async def test_over_tls_closing_ends_the_send_and_the_read_under_way(tls_pair):
-    one, ended = await tls_pair(), []
-    async with trio.open_nursery() as nursery:
-
-        async def send():
-            with pytest.raises(Gone):
-                await one.wire.send(MUCH)
-            ended.append("send")
-
-        async def read():
-            assert await one.wire.read() == b""
-            ended.append("read")
-
-        nursery.start_soon(send)
-        nursery.start_soon(read)
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        one.wire.close()
-        one.wire.close()
-    assert sorted(ended) == ["read", "send"]
-    assert one.closed == 1
+    await closing_ends_both(await tls_pair())
 
 
 async def test_over_tls_waking_ends_a_wait_and_the_next_one_reads(tls_pair):
