@@ -402,12 +402,18 @@ def _measure_start(asked: argparse.Namespace) -> Figures:
 
 def _measure_soak(asked: argparse.Namespace) -> Figures:
     with _harness(asked) as harness, _series(asked, harness) as series, bar(None) as shown:
-        name = URL if asked.url else FAREBOX
+        names = series.names if asked.targets else [URL if asked.url else FAREBOX]
+        if len(names) > 1:
+            raise targets.NotHereError(f"a soak takes one target, not {', '.join(names)}")
         if asked.url and asked.pid is None:
             raise targets.NotHereError(
                 "the soak looks at memory and descriptors: name the process with --pid"
             )
-        with series.starts[name]() as target:
+        begin = series.starts[names[0]]
+        if names == [FAREBOX] and harness.provider is not None:
+            at, core = harness.provider, harness.cores.gateway
+            begin = partial(targets.farebox, at.port, core, store_memory=soak.STORE_MEMORY)
+        with begin() as target:
             found = soak.run(harness, target, asked.seconds or soak.SECONDS, shown)
             return {"scenario": "soak", "date": f"{report.now():%Y-%m-%d}", **found}
 

@@ -222,6 +222,8 @@ admin_port = 0
 [limits]
 requests_max = {streams}
 connections_max = {connections}
+[books]
+store_memory = "{store_memory}"
 [[provider]]
 name = "bench"
 kind = "openai"
@@ -238,6 +240,9 @@ FAREBOX_MODEL: Final = "sandbox-chat"
 STREAMS_MAX: Final = 20_000
 """What it admits at once; by default it is 10,000, which the idle scenario would just touch."""
 
+STORE_MEMORY: Final = "256MB"
+"""As by default."""
+
 
 @frozen
 class Home:
@@ -247,9 +252,11 @@ class Home:
     key: str = field(repr=False)
 
     @classmethod
-    def make(cls, folder: Path, port: int) -> "Home":
+    def make(cls, folder: Path, port: int, store_memory: str = STORE_MEMORY) -> "Home":
         """Set it up in front of a provider."""
-        settings = FAREBOX.format(provider=port, streams=STREAMS_MAX, connections=2 * STREAMS_MAX)
+        settings = FAREBOX.format(
+            provider=port, streams=STREAMS_MAX, connections=2 * STREAMS_MAX, store_memory=store_memory
+        )
         (folder / "farebox.toml").write_text(settings)
         home = cls(folder, "")
         wallet = home.command("wallet", "create")["wallet"]
@@ -304,10 +311,10 @@ class Home:
 
 
 @contextmanager
-def farebox(port: int, core: int | None) -> Iterator[Target]:
+def farebox(port: int, core: int | None, *, store_memory: str = STORE_MEMORY) -> Iterator[Target]:
     """Farebox in front of the provider, on books of its own."""
     with (
         tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder,
-        Home.make(Path(folder), port).serving(core) as target,
+        Home.make(Path(folder), port, store_memory).serving(core) as target,
     ):
         yield target

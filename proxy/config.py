@@ -40,6 +40,14 @@ def _not_empty(_instance: object, attribute: "Attribute[Any]", value: str | None
         raise ConfigError(f"{attribute.name}: expected a text that is not empty")
 
 
+def _store_memory(_instance: object, attribute: "Attribute[Any]", value: str) -> None:
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGT])(i?)B", value)
+    if found is None or float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2]) < 64e6:
+        raise ConfigError(
+            f"{attribute.name}: expected 64MB or more, like 256MB or 1.5GiB, not {value!r:.100}"
+        )
+
+
 def _http_url(_instance: object, attribute: "Attribute[Any]", value: str | None) -> None:
     if value is not None and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
         raise ConfigError(
@@ -200,7 +208,7 @@ class Books:
         unsynced_seconds_max: age of the oldest record that is not on disk before new requests are refused (503).
         progress_seconds: how often an answer under way is written down.
         progress_tokens: or after how many tokens, if that is sooner.
-        store_memory: DuckDB's memory limit.
+        store_memory: DuckDB's memory limit, 64MB or more. What it has read or written stays in memory until then.
     """
 
     state_dir: str = field(default="farebox-state", validator=_not_empty)
@@ -213,7 +221,7 @@ class Books:
     unsynced_seconds_max: float = _positive(10.0)
     progress_seconds: float = _positive(2.0)
     progress_tokens: int = field(default=1000, validator=ge(1))
-    store_memory: str = field(default="256MB", validator=matches_re(r"[0-9]{1,9}(\.[0-9]{1,3})? ?[KMGT]i?B"))
+    store_memory: str = field(default="256MB", validator=_store_memory)
 
 
 @frozen

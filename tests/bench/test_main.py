@@ -73,6 +73,11 @@ def test_a_soak_of_a_gateway_without_its_process_is_refused(capsys):
     assert "--pid" in capsys.readouterr().err
 
 
+def test_a_soak_takes_one_target(capsys):
+    assert main(["run", "soak", "--targets", "direct,farebox", "--programs", "python"]) == 1
+    assert "one target, not direct, farebox" in capsys.readouterr().err
+
+
 def test_reports_are_judged_again_and_drawn(tmp_path, capsys):
     path = tmp_path / "compare-1.json"
     rows = {
