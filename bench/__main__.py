@@ -13,38 +13,64 @@ Without `--url` a gateway is started for the run, with everything on. A gateway 
 its own provider, as far as that goes, or behind ours: have it ask http://127.0.0.1:9000/v1, with any key, for any
 model, and give `--provider-port 9000`; our provider is started with the run, or found where `python -m bench provider`
 has started it. Each scenario is run direct (the ceiling of our own provider and clients), through nginx, through
-Farebox and through every peer, in rounds whose order rotates. Figures are medians over the rounds, written to
-`bench/results/` and shown as Markdown tables.
+Farebox and through every peer, in rounds whose order rotates. Figures are medians over the rounds, shown as Markdown
+tables and written to `bench/results/` as JSON and as Markdown. With `--json` each scenario is one line of JSON.
+
+The exit status is 0 where all that was asked for was measured; 1 where something did not answer at all, did not come
+up, or was judged and failed; 2 where the command line cannot be understood; 130 after Ctrl-C, 128 and the number of
+the signal after another one. Whatever was started is ended, then, too.
 """
 
 import argparse
 import json
+import os
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import compare, counters, ledger, peers, plot, readme, report, soak, start, targets
+from bench import (
+    arguments,
+    baseline,
+    compare,
+    counters,
+    ledger,
+    peers,
+    plot,
+    readme,
+    report,
+    soak,
+    start,
+    targets,
+)
+from bench.arguments import FAREBOX, URL
 from bench.harness import ENDS, Figures, Harness, ProviderAt, provider
-from bench.processes import Cores
-from bench.programs import programs
+from bench.processes import Cores, Gone, children, end_others, used
+from bench.programs import Programs, programs
 from bench.rounds import DIRECT, NGINX, Series, Start
 from bench.scenarios import SCENARIOS
+from bench.targets import Target
 
 NOT_YET: Final = 2
-UNKNOWN_PROVIDER: Final = (
-    "the provider behind it is not ours: its answers are as long and as quick as it pleases, and neither events nor "
-    "gaps nor hang-ups can be told; for these have the gateway ask http://127.0.0.1:PORT/v1, and say "
-    "--provider-port PORT"
+INTERRUPTED: Final = 130
+"""As a shell says it of what Ctrl-C has ended."""
+
+ALIVE_SECONDS: Final = 1.0
+"""How often `bench provider` looks whether its program still runs."""
+
+ONE_CORE: Final = (
+    "one core for all: what provider and clients take the gateway lacks, so that rates and delays are those of "
+    "the whole, and * stands where that core was full; CPU time is the gateway's own all the same"
 )
-FAREBOX: Final = "farebox"
-URL: Final = "url"
 TRANSLATION: Final = "one dialect on the client's side and another on the provider's"
 OTHERS: Final = {
     "translation": f"{TRANSLATION}: not there yet",
@@ -77,18 +103,47 @@ def bar(total: int | None) -> Iterator[Shown]:
         yield Shown(progress, total)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse arguments, run, print; gives the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+def main(given: Sequence[str] | None = None) -> int:
+    """Parse what is given, run, print; gives the exit status."""
+    words = list(sys.argv[1:] if given is None else given)
     if words and words[0] in {**SCENARIOS, **OTHERS}:
         words.insert(0, "run")  # a scenario's name alone runs it
     asked = parser().parse_args(words)
     try:
-        status: int = asked.do(asked)
-    except targets.NotHereError as error:
+        with _signals_unwind():
+            status: int = asked.do(asked)
+    except (targets.NotHereError, Gone) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return status
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Make the signals that end us leave every `with`: else processes and folders, one with a key, would stay."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # we are going; a second one would cut the cleaning short
+        sys.exit(128 + number)
+
+    asked = (signal.SIGTERM, signal.SIGHUP)
+    # what `nohup` has made us ignore stays so
+    before = {one: usual for one in asked if (usual := signal.getsignal(one)) != signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, leave)
+    known = children(os.getpid())
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        end_others(known)
+        raise
+    finally:
+        for one, usual in before.items():
+            signal.signal(one, usual)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,108 +157,29 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("scenarios", nargs="+", choices=[*SCENARIOS, *OTHERS, "all"], metavar="SCENARIO")
     run.set_defaults(do=_run)
     versus = commands.add_parser("compare", help="the table of targets: run what it needs, and judge")
-    versus.add_argument("--of", type=Path, metavar="REPORT", help="judge a report again instead of running")
+    versus.add_argument(
+        "--of", type=arguments.report, metavar="REPORT", help="judge a report again instead of running"
+    )
     versus.add_argument("--strict", action="store_true", help="exit with 1 where a target is not met")
     versus.set_defaults(do=_compare)
     for command in (run, versus):
-        _add_common(command)
+        arguments.common(command)
     shown = commands.add_parser("readme", help="put the last comparison into README: table, plot and date")
-    shown.add_argument("report", nargs="?", type=Path, help="by default the newest of `compare`")
+    shown.add_argument("report", nargs="?", type=arguments.report, help="by default the newest of `compare`")
     shown.set_defaults(do=_readme)
     drawn = commands.add_parser("plot", help="draw reports as SVG, beside them")
-    drawn.add_argument("reports", nargs="*", type=Path, help="by default the newest of each scenario")
+    drawn.add_argument(
+        "reports", nargs="*", type=arguments.report, help="by default the newest of each scenario"
+    )
     drawn.set_defaults(do=_plot)
     base = commands.add_parser("baseline", help="count the work of fixed requests; no clock is read")
     base.add_argument("--check", action="store_true", help="compare with the baseline instead of writing it")
     base.set_defaults(do=_baseline)
     alone = commands.add_parser("provider", help="run the stand-in provider alone, for a gateway of yours")
-    alone.add_argument("--port", type=int, default=0)
+    alone.add_argument("--port", type=arguments.port, default=0)
     alone.add_argument("--programs", choices=("auto", "c", "python"), default="auto")
     alone.set_defaults(do=_provider)
     return top
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--seconds", type=_positive(float), help="length of one measurement (5; of the soak 600)")
-    add(
-        "--rounds",
-        type=_positive(int),
-        default=5,
-        help="alternating rounds, of which the median is shown (5)",
-    )
-    add(
-        "--connections-max",
-        type=_positive(int),
-        metavar="N",
-        help="shrink cases with more; the report says so",
-    )
-    add(
-        "--targets",
-        type=_names,
-        metavar="A,B",
-        help="only these of: direct, nginx, farebox, and the peers' names",
-    )
-    add("--url", help="drive this running gateway instead of starting one")
-    add("--key", help="the key for it")
-    add("--model", help="what the provider's model is called there")
-    add("--pid", type=int, help="its process, for CPU time and memory")
-    add(
-        "--provider-port",
-        type=int,
-        metavar="PORT",
-        help="have our provider listen there (or find it there): for gateways set up by hand",
-    )
-    add("--peer", type=_pair, action="append", default=[], metavar="NAME=URL", help="measure this one too")
-    add("--peer-key", type=_pair, action="append", default=[], metavar="NAME=KEY")
-    add("--peer-model", type=_pair, action="append", default=[], metavar="NAME=MODEL")
-    add("--peer-pid", type=_pair, action="append", default=[], metavar="NAME=PID")
-    add(
-        "--start",
-        type=_peer,
-        action="append",
-        default=[],
-        metavar="NAME[==VERSION]",
-        help=f"install and start: {', '.join(peers.PEERS)}",
-    )
-    add("--peers-dir", type=Path, metavar="DIR", help="keep what --start installs there, for the next time")
-    add(
-        "--programs",
-        choices=("auto", "c", "python"),
-        default="auto",
-        help="provider and clients in C or Python",
-    )
-    add("--no-pin", action="store_true", help="do not bind processes to cores")
-    add("--json", action="store_true", help="print JSON instead of tables")
-
-
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        number = kind(text)
-        if number <= 0:
-            raise argparse.ArgumentTypeError(f"expected more than 0, not {text}")
-        return number
-
-    return read
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, found, value = text.partition("=")
-    if not (name and found and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, not {text!r}")
-    if name in (DIRECT, NGINX, FAREBOX, URL, *peers.PEERS):
-        raise argparse.ArgumentTypeError(f"{name} is the name of one of our own targets")
-    return name, value
-
-
-def _peer(text: str) -> str:
-    if text.partition("==")[0] not in peers.PEERS:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(peers.PEERS)}, not {text!r}")
-    return text
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split(","))
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -230,7 +206,9 @@ def _run(asked: argparse.Namespace) -> int:
             )
             status = NOT_YET
         elif name == "ledger":
-            _show(asked, name, ledger.run(), ledger.as_table)
+            with bar(ledger.ROWS) as shown:
+                figures = ledger.run(shown)
+            _show(asked, name, figures, ledger.as_table)
         elif name == "start":
             _show(asked, name, _measure_start(asked), start.as_table)
         elif name == "soak":
@@ -238,18 +216,29 @@ def _run(asked: argparse.Namespace) -> int:
             _show(asked, name, figures, soak.as_table)
             status = status or int(not figures["verdict"]["flat"])
         else:
-            _show(asked, name, _measure(asked, name), report.as_tables)
+            figures = _measure(asked, name)
+            _show(asked, name, figures, report.as_tables)
+            status = status or _lacking(asked, figures)
     return status
 
 
 def _compare(asked: argparse.Namespace) -> int:
     if asked.of is not None:
-        figures: Figures = json.loads(asked.of.read_text())
+        figures = _comparison(asked.of)
         print(compare.as_table(figures))
+        lacking = 0
     else:
         figures = _measure_compare(asked)
         _show(asked, compare.NAME, figures, compare.as_table)
-    return int(asked.strict and not compare.met(figures))
+        lacking = _lacking(asked, figures)
+    return lacking or int(asked.strict and not compare.met(figures))
+
+
+def _comparison(path: Path) -> Figures:
+    figures: Figures = json.loads(path.read_text())
+    if figures["scenario"] != compare.NAME:
+        raise targets.NotHereError(f"{path} is no comparison, but one of {figures['scenario']}")
+    return figures
 
 
 def _plot(asked: argparse.Namespace) -> int:
@@ -269,7 +258,7 @@ def _readme(asked: argparse.Namespace) -> int:
     if path is None:
         print("there is no comparison to show: run `python -m bench compare` first", file=sys.stderr)
         return 1
-    for file in readme.put(json.loads(path.read_text())):
+    for file in readme.put(_comparison(path)):
         print(file)
     return 0
 
@@ -277,25 +266,48 @@ def _readme(asked: argparse.Namespace) -> int:
 def _baseline(asked: argparse.Namespace) -> int:
     found = counters.measure_apart()
     if not asked.check:
-        counters.save(found)
-        print(counters.as_table(found))
+        baseline.save(found)
+        print(baseline.as_table(found))
         return 0
-    problems = counters.compare(found, counters.load())
-    print("\n".join(problems) if problems else "as in the baseline")
+    recorded = baseline.load()
+    problems = baseline.compare(found, recorded)
+    print("\n".join([*(problems or ["as in the baseline"]), baseline.closeness(recorded)]))
     return int(bool(problems))
 
 
 def _provider(asked: argparse.Namespace) -> int:
-    with provider(programs(asked.programs), None, asked.port) as at:
+    with ExitStack() as stack:
+        at = _our_provider(asked.programs, None, asked.port, stack)
+        assert at.pid is not None
         print(f"http://127.0.0.1:{at.port}/v1", flush=True)
-        with suppress(KeyboardInterrupt):
-            sys.stdin.read()  # until it is closed
-    return 0
+        while True:  # until standard input is closed
+            ready, _, _ = select.select([sys.stdin], [], [], ALIVE_SECONDS)
+            if ready and not os.read(sys.stdin.fileno(), 1 << 16):
+                return 0
+            used(at.pid)  # tells if it has ended
 
 
 def _show(asked: argparse.Namespace, name: str, figures: Figures, table: Callable[[Figures], str]) -> None:
-    path = report.save(name, figures)
-    print(report.as_json(figures) if asked.json else f"{table(figures)}\n\nwritten to {path}\n")
+    """Print, and only then save: what took minutes is not lost to a folder that may not be written."""
+    text = table(figures)
+    print(report.as_json(figures, indent=None) if asked.json else f"{text}\n", flush=True)
+    try:
+        path = report.save(name, figures, text, asked.out)
+    except OSError as error:
+        print(f"not saved: {error}; --out FOLDER takes another place", file=sys.stderr)
+    else:
+        print(f"written to {path}\n", file=sys.stderr)
+
+
+def _lacking(asked: argparse.Namespace, figures: Figures) -> int:
+    """1, with the reasons on standard error, where something that was asked for has not been measured."""
+    reasons = report.unanswered(figures)
+    # whoever has not named nginx may do without it
+    optional = () if asked.targets else (NGINX,)
+    reasons += [f"{name}: {why}" for name, why in figures["missing"].items() if name not in optional]
+    for reason in reasons:
+        print(reason, file=sys.stderr)
+    return int(bool(reasons))
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -304,15 +316,35 @@ def _show(asked: argparse.Namespace, name: str, figures: Figures, table: Callabl
 @contextmanager
 def _harness(asked: argparse.Namespace) -> Iterator[Harness]:
     """Client and provider; a gateway that runs already has one of its own, unless it was set up for ours."""
-    found, cores = programs(asked.programs), Cores.choose(pin=not asked.no_pin)
-    if asked.url and asked.provider_port is None:
-        yield Harness(found, cores, None)
-        return
-    if asked.provider_port and (there := ProviderAt(asked.provider_port, None)).stats():
-        yield Harness(found, cores, there)  # `python -m bench provider` was there before
-        return
-    with provider(found, cores.harness, asked.provider_port or 0) as at:
-        yield Harness(found, cores, at)
+    cores = Cores.choose(pin=not asked.no_pin)
+    with ExitStack() as stack:
+        at: ProviderAt | None = None
+        if asked.provider_port and _is_ours(there := ProviderAt(asked.provider_port, None)):
+            at = there.adopted(cores.harness)  # `python -m bench provider` was there before
+        elif asked.provider_port is not None or not asked.url:
+            at = _our_provider(asked.programs, cores.harness, asked.provider_port or 0, stack)
+        yield Harness(_programs(asked.programs), cores, at)
+
+
+def _programs(language: str) -> Programs:
+    try:
+        return programs(language)
+    except RuntimeError as error:
+        raise targets.NotHereError(f"--programs {language}: {error}") from error
+
+
+def _is_ours(there: ProviderAt) -> bool:
+    """Whether it is the stand-in that answers there, and nobody else with JSON."""
+    stats: Any = there.stats()
+    return isinstance(stats, dict) and "closed" in stats
+
+
+def _our_provider(language: str, core: int | None, port: int, stack: ExitStack) -> ProviderAt:
+    try:
+        return stack.enter_context(provider(_programs(language), core, port))
+    except RuntimeError as error:
+        said = str(error).strip().rpartition("\n")[2]
+        raise targets.NotHereError(f"our provider cannot listen on port {port}: {said}") from error
 
 
 @contextmanager
@@ -339,8 +371,11 @@ def _starts(asked: argparse.Namespace, harness: Harness, folder: Path | None) ->
     if at is not None:
         found[DIRECT] = partial(targets.direct, at.port, core)
         found[NGINX] = partial(targets.nginx, at.port, core)
+    ours = (
+        asked.provider_port is not None
+    )  # what runs already can only have been set up for a port that is named
     if asked.url:
-        found[URL] = partial(targets.running_already, URL, asked.url, asked.key, asked.model, asked.pid)
+        found[URL] = partial(_answering, URL, asked.url, asked.key, asked.model, asked.pid, ours=ours)
     elif at is not None:
         found[FAREBOX] = partial(targets.farebox, at.port, core)
     if at is not None and folder is not None:
@@ -348,9 +383,20 @@ def _starts(asked: argparse.Namespace, harness: Harness, folder: Path | None) ->
             found[name.partition("==")[0]] = partial(peers.started, name, folder, at.port, core)
     keys, models, pids = dict(asked.peer_key), dict(asked.peer_model), dict(asked.peer_pid)
     for name, url in asked.peer:
-        pid = int(pids[name]) if name in pids else None
-        found[name] = partial(targets.running_already, name, url, keys.get(name), models.get(name), pid)
+        found[name] = partial(
+            _answering, name, url, keys.get(name), models.get(name), pids.get(name), ours=ours
+        )
     return found
+
+
+@contextmanager
+def _answering(
+    name: str, url: str, key: str | None, model: str | None, pid: int | None, *, ours: bool
+) -> Iterator[Target]:
+    """A gateway that runs already, once it has answered: a wrong key is told now, and not as so many failures."""
+    with targets.running_already(name, url, key, model, pid, ours=ours) as target:
+        target.check()
+        yield target
 
 
 def _about(harness: Harness, series: Series) -> Figures:
@@ -361,15 +407,32 @@ def _about(harness: Harness, series: Series) -> Figures:
         "cores": harness.cores.said,
         "programs": harness.programs.kind,
         "on": series.on,
-        "said": [*series.said, *([UNKNOWN_PROVIDER] if harness.provider is None else [])],
+        "said": [
+            *series.said,
+            *([ONE_CORE] if harness.cores.shared else []),
+            *([harness.provider.said] if harness.provider is not None and harness.provider.said else []),
+        ],
+        "missing": series.missing,
     }
+
+
+def _ask_first(series: Series) -> None:
+    """See that the gateway that was named with `--url` answers, before anybody is measured.
+
+    Raises:
+        NotHereError: it does not answer.
+    """
+    if URL in series.starts:
+        with series.starts[URL]():
+            pass
 
 
 def _measure(asked: argparse.Namespace, name: str) -> Figures:
     scenario = SCENARIOS[name]
     with _harness(asked) as harness, _series(asked, harness) as series:
         if harness.provider is None and any(case.plan(1.0).mode in ENDS for case in scenario.cases):
-            raise targets.NotHereError(f"{name} cannot be measured here: {UNKNOWN_PROVIDER}")
+            raise targets.NotHereError(f"{name} cannot be measured here: {targets.UNKNOWN_PROVIDER}")
+        _ask_first(series)
         steps = sum(len(series.measured(case)) for case in scenario.cases) * asked.rounds
         with bar(steps) as shown:
             cases = [series.run(case, shown) for case in scenario.cases]
@@ -378,6 +441,7 @@ def _measure(asked: argparse.Namespace, name: str) -> Figures:
 
 def _measure_compare(asked: argparse.Namespace) -> Figures:
     with _harness(asked) as harness, _series(asked, harness) as series:
+        _ask_first(series)
         at, few = harness.provider, min(asked.rounds, compare.FRESH_ROUNDS_MAX)
         starts = few if at is not None and FAREBOX in series.names else 0
         planned = [

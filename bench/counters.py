@@ -6,179 +6,63 @@ is taken over loopback sockets, so that the gateway meets the same bytes in the 
 machine is. Threads run inline, so nothing overtakes anything.
 
 Counted are: steps of tasks, turns of the loop, function calls, sends, receives (and those that found nothing),
-changes of epoll sets, JSON decodings, writes to the journal, its bytes and syncs, all through Python's profiling hook
-and trio's instruments, so that no part of the gateway has to know; and, in a second pass, blocks of memory that stay
-allocated with the cyclic collector off. Each is a difference between two places in a course, divided by the events or
-requests between them.
+changes of epoll sets, JSON decodings, writes to the journal, its bytes and syncs, what is written to standard output
+and error; in a second pass bytecodes and the blocks of memory that they allocate; and in a third, without any hook,
+blocks that stay allocated with the cyclic collector off. `tally.py` says how, and what cannot be seen that way. Each
+is a difference between two places in a course, divided by the events or requests between them; of bytecodes and what
+they allocate there are few units, and their median is taken.
 
-`bench/baseline.json` has what was counted last, and how far each counter may be off. A change that makes the gateway
-do more on its hot path fails the test that compares; what is meant is recorded by `python -m bench baseline`.
+`baseline.py` compares with what was counted last. A change that makes the gateway do more on its hot path fails the
+test that does so; what is meant is recorded by `python -m bench baseline`.
 """
 
 import gc
 import json
 import os
 import select
-import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import trio
-import trio.abc
 import trio.lowlevel
-from attrs import define, evolve, field
+from attrs import define, evolve
 
+from bench.baseline import COUNTERS, SOCKETS, Counts, Found
 from bench.processes import environment
 from bench.shapes import Shape, body, request
+from bench.tally import Hook, Tally
 from bench.upstream import END, EVENT, FINISH, PLAIN_ANSWER, STREAM_HEAD, chunk
 from proxy import app
 from proxy.config import Account, Config, Provider
 from proxy.types import Secret
 
-BASELINE: Final = Path(__file__).with_name("baseline.json")
-Counts = dict[str, float]
-Found = dict[str, Counts]
-
 SECONDS_MAX: Final = 60
-"""A course takes a few seconds; one that has come to a standstill is ended."""
+"""A pass takes a few seconds; one that has come to a standstill is ended."""
 
 IDLE_POLL_MS: Final = 100
 """How long bytes on loopback may take: at most a moment, on a machine that is very busy."""
 
-REPEATS: Final = 2
+REPEATS: Final = 3
 """The least of so many counts is taken: if a byte is late, the gateway looks once more than it has to."""
 
 SEGMENT_BYTES: Final = 2**22
 """Of the journal: all of it is read at each mark, and none is filled."""
 
-SENDS: Final = frozenset({"send", "sendall", "sendmsg", "sendto"})
-RECEIVES: Final = frozenset({"recv", "recv_into", "recvmsg", "recvfrom"})
-EPOLL: Final = frozenset({"register", "modify", "unregister"})
-DECODERS: Final = frozenset({"decode", "json_decode"})
-WRITES: Final = frozenset({"pwrite", "pwritev"})
-SYNCS: Final = frozenset({"fdatasync", "fsync"})
+FEWER: Final = 10
+"""Of the units of a course so many times fewer are counted in bytecodes, which takes long and varies little."""
 
-EXACT: Final = 0.0
-TOLERANCES: Final = {
-    "sends": EXACT,
-    "receives": EXACT,
-    "receives in vain": EXACT,
-    "decodings": EXACT,
-    "journal writes": EXACT,
-    "syncs": EXACT,
-    # ids and amounts have the same length nearly always
-    "journal bytes": 0.02,
-    "epoll changes": EXACT,
-    # what Python and trio do for one call of ours varies with their versions
-    "task steps": 0.05,
-    "loop turns": 0.05,
-    "Python calls": 0.15,
-    "C calls": 0.15,
-    "blocks": 0.20,
-    # what refers to itself stays until the collector finds it: it costs a search, and memory that is no longer warm
-    "cyclic garbage": EXACT,
-}
-"""By counter, the share that it may be above the baseline, or below before the baseline is worth recording again."""
-
-OF_PYTHON: Final = frozenset({"Python calls", "C calls", "blocks"})
-"""What another version of Python counts differently: compared under the version that it was recorded with."""
-
-SLACK: Final = {"Python calls": 2.0, "C calls": 2.0, "blocks": 1.0, "task steps": 0.05, "loop turns": 0.05}
-"""So much is always allowed: a share of next to nothing is nothing."""
-
-
-# -- counting --------------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class Tally(trio.abc.Instrument):
-    """Counts what the gateway does, and takes the next step of the course whenever it does nothing.
-
-    Attributes:
-        course: yields to let the gateway go on.
-        profiled: count calls too; not where allocations are counted.
-        until: when it is given up; monotonic seconds.
-    """
-
-    course: Generator[None, None, None]
-    profiled: bool
-    until: float
-    counts: Counter[str] = field(factory=Counter)
-    error: BaseException | None = None
-    _over: bool = False
-
-    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
-        """See trio."""
-        self.counts["task steps"] += 1
-
-    def before_io_wait(self, timeout: float) -> None:
-        """See trio. With a time-out of zero there are tasks to run."""
-        self.counts["loop turns"] += 1
-        if timeout <= 0 or self._over:
-            return
-        self.profile(on=False)
-        if time.monotonic() > self.until:  # it is being cancelled, and has no ear for a signal any more
-            self._over = True
-            return
-        try:
-            next(self.course)
-        except StopIteration:
-            self._stop()
-        except Exception as error:  # noqa: BLE001 - raised again when the gateway has come down
-            self.error = error
-            self._stop()
-        finally:
-            self.profile(on=not self._over)
-
-    def _stop(self) -> None:
-        """The course is over: the gateway goes down as it always does."""
-        self._over = True
-        signal.raise_signal(signal.SIGTERM)
-
-    def profile(self, *, on: bool) -> None:
-        """Count calls from now on, or no longer."""
-        if self.profiled:
-            sys.setprofile(self._seen if on else None)
-
-    def _seen(self, frame: FrameType, event: str, what: Any) -> None:
-        counts = self.counts
-        if event == "call":
-            counts["Python calls"] += 1
-            code = frame.f_code
-            if code.co_name == "loads" and code.co_filename.endswith("json/__init__.py"):
-                counts["decodings"] += 1
-        elif event == "c_call":
-            counts["C calls"] += 1
-            kind = _kind(what)
-            if kind is not None:
-                counts[kind] += 1
-        elif event == "c_exception" and _kind(what) == "receives":
-            counts["receives in vain"] += 1
-
-
-def _kind(what: Any) -> str | None:
-    """What a C function is to us. Writing to a descriptor is sending: files are written by `pwrite` here."""
-    name, owner = what.__name__, getattr(what, "__self__", None)
-    if (name in SENDS and isinstance(owner, socket.socket)) or what in (os.write, os.writev):
-        return "sends"
-    if (name in RECEIVES and isinstance(owner, socket.socket)) or what in (os.read, os.readv):
-        return "receives"
-    if name in DECODERS and "msgspec" in f"{getattr(what, '__module__', '')} {type(owner).__module__}":
-        return "decodings"
-    if name in EPOLL and isinstance(owner, select.epoll):
-        return "epoll changes"
-    if name in WRITES:
-        return "journal writes"
-    return "syncs" if name in SYNCS else None
+BY_BYTECODE: Final = ("bytecodes", "allocations")
+KEPT: Final = "blocks kept"
 
 
 # -- the other sides -------------------------------------------------------------------------------
@@ -285,7 +169,7 @@ def _peer_of(one: socket.socket) -> Any:
 # -- courses ---------------------------------------------------------------------------------------
 
 Mark = Callable[[], None]
-Course = Callable[[Sides, Mark], Generator[None, None, None]]
+Course = Callable[[Sides, Mark, int], Generator[None, None, None]]
 WARM: Final = 20
 COUNTED: Final = 50
 BATCH: Final = 32
@@ -295,10 +179,10 @@ _STAMP: Final = b'"content":"@'
 LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 
 
-def _plain(sides: Sides, mark: Mark) -> Generator[None, None, None]:
+def _plain(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, None]:
     """Requests that are answered in one piece, one after the other on kept connections."""
-    for number in range(WARM + COUNTED):
-        if number == WARM:
+    for number in range(WARM + counted):
+        if number >= WARM:
             mark()
         yield from sides.ask(Shape())
         sides.give(PLAIN_ANSWER)
@@ -306,21 +190,21 @@ def _plain(sides: Sides, mark: Mark) -> Generator[None, None, None]:
     mark()
 
 
-def _streams(sides: Sides, mark: Mark) -> Generator[None, None, None]:
+def _streams(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, None]:
     """Streams of one event: what a stream costs before and after its events."""
-    for number in range(WARM + COUNTED):
-        if number == WARM:
+    for number in range(WARM + counted):
+        if number >= WARM:
             mark()
         yield from _begin(sides)
         yield from _finish(sides)
     mark()
 
 
-def _events(sides: Sides, mark: Mark) -> Generator[None, None, None]:
+def _events(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, None]:
     """Events of one stream, each in a read of its own."""
     yield from _begin(sides)
-    for number in range(2 * WARM + 2 * COUNTED):
-        if number == 2 * WARM:
+    for number in range(2 * WARM + counted):
+        if number >= 2 * WARM:
             mark()
         sides.give(_EVENT)
         yield from sides.get(_STAMP)
@@ -328,11 +212,11 @@ def _events(sides: Sides, mark: Mark) -> Generator[None, None, None]:
     yield from _finish(sides)
 
 
-def _batches(sides: Sides, mark: Mark) -> Generator[None, None, None]:
+def _batches(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, None]:
     """Reads of one stream that bring many events each: what does not grow with their number shows here."""
     yield from _begin(sides)
-    for number in range(WARM + COUNTED):
-        if number == WARM:
+    for number in range(WARM + counted):
+        if number >= WARM:
             mark()
         sides.give(_EVENT * BATCH)
         yield from sides.get(_STAMP, BATCH)
@@ -350,9 +234,6 @@ def _finish(sides: Sides) -> Generator[None, None, None]:
     sides.give(chunk(FINISH % (1000, 1010)) + END)
     yield from sides.get(LAST_CHUNK)
 
-
-SOCKETS: Final = "sockets"
-"""Beside the courses: the gateway's connections, and how many of them lack TCP_NODELAY."""
 
 Courses = Mapping[str, tuple[Course, int]]
 COURSES: Final[Courses] = {
@@ -383,63 +264,80 @@ def measure(
         RuntimeError: a course could not be run to its end.
     """
     chosen = {name: COURSES[name] for name in courses}
-    rounds = [
-        (_pass(chosen, wrap, profiled=True), _pass(chosen, wrap, profiled=False)) for _ in range(repeats)
-    ]
-    found: Found = {}
-    for name, (_, units) in chosen.items():
-        counts = [{**called[name], "blocks": kept[name]["blocks"]} for called, kept in rounds]
-        found[name] = {
-            counter: round(min(one[counter] for one in counts) / units, 4) for counter in TOLERANCES
-        }
-    return {**found, SOCKETS: rounds[0][1][SOCKETS]}
+    fewer = {name: (course, counted // FEWER) for name, (course, counted) in chosen.items()}
+    stepped, sockets = _pass(fewer, wrap, "bytecodes")
+    called = [_pass(chosen, wrap, "calls")[0] for _ in range(repeats)]
+    kept = [_pass(chosen, wrap, "none")[0] for _ in range(repeats)]
+    found: Found = {SOCKETS: sockets}
+    for name in chosen:
+        counts = {counter: min(_mean(one[name], counter) for one in called) for counter in COUNTERS}
+        counts[KEPT] = min(_mean(one[name], KEPT) for one in kept)
+        counts |= {counter: _typical(stepped[name], counter) for counter in BY_BYTECODE}
+        found[name] = {counter: round(value, 4) for counter, value in counts.items()}
+    return found
 
 
-def _pass(courses: Courses, wrap: Wrap | None, *, profiled: bool) -> Found:
-    """One gateway, on which each course is run; gives the differences between its marks."""
+def _mean(marks: list[Counts], counter: str) -> float:
+    """Of one unit, from what was counted at its marks: one before each unit, and one behind the last."""
+    return (marks[-1].get(counter, 0) - marks[0].get(counter, 0)) / (len(marks) - 1)
+
+
+def _typical(marks: list[Counts], counter: str) -> float:
+    """Likewise, of the unit in the middle: among few units one for which a byte came late would weigh too much."""
+    return statistics.median(
+        after.get(counter, 0) - before.get(counter, 0) for before, after in pairwise(marks)
+    )
+
+
+def _pass(courses: Courses, wrap: Wrap | None, hook: Hook) -> tuple[dict[str, list[Counts]], Counts]:
+    """One gateway, on which each course is run; gives what was counted at the marks of each, and the sockets."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         socket.create_server(("127.0.0.1", 0)) as listener,
     ):
-        state = Path(folder) / "state"
+        state, output = Path(folder) / "state", Path(folder) / "output"
         config = _config(state, listener.getsockname()[1])
         sides = Sides(_key(config), listener)
-        marks: list[Counts] = []
+        found: dict[str, list[Counts]] = {name: [] for name in courses}
         sockets: Counts = {}
 
-        def mark() -> None:
-            tally.counts["cyclic garbage"] += gc.collect()
-            written = sum(len(path.read_bytes().rstrip(b"\0")) for path in (state / "journal").iterdir())
-            marks.append({**tally.counts, "blocks": sys.getallocatedblocks(), "journal bytes": written})
-            sockets.update(sides.no_delay())
+        def mark(name: str, counted: int) -> None:
+            marks = found[name]
+            tally.counting = len(marks) < counted
+            if 0 < len(marks) < counted and hook != "bytecodes":
+                marks.append(marks[-1])  # the ends are enough, and what we keep would count as kept
+                return
+            if len(marks) in (0, counted):  # what takes long to see is seen there
+                tally.counts["cyclic garbage"] += gc.collect()
+                written = sum(len(path.read_bytes().rstrip(b"\0")) for path in (state / "journal").iterdir())
+                tally.counts["journal bytes"] = written
+                tally.counts["output bytes"] = output.stat().st_size
+                tally.counts[KEPT] = sys.getallocatedblocks()
+                sockets.update(sides.no_delay())
+            marks.append(dict(tally.counts))
 
-        tally = Tally(_in_turn(courses, sides, mark), profiled, time.monotonic() + SECONDS_MAX)
+        tally = Tally(_in_turn(courses, sides, mark), hook, time.monotonic() + SECONDS_MAX)
         try:
-            with _inline_threads(), _wrapped(wrap), _no_collector():
+            with _output_into(output), _inline_threads(), _wrapped(wrap), _no_collector(), _hooks_kept():
                 trio.run(_serve, config, sides, tally)
         finally:
-            tally.profile(on=False)
             sides.close()
-    if tally.error is not None or len(marks) != 2 * len(courses):
-        raise RuntimeError("the courses were not run to their end") from tally.error
-    pairs = zip(courses, marks[::2], marks[1::2], strict=True)
-    found = {
-        name: {counter: after.get(counter, 0) - before.get(counter, 0) for counter in TOLERANCES}
-        for name, before, after in pairs
-    }
-    return {**found, SOCKETS: sockets}
+        if tally.error is not None or any(len(found[name]) <= most for name, (_, most) in courses.items()):
+            said = output.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"the courses were not run to their end; {said}") from tally.error
+    return found, sockets
 
 
-def _in_turn(courses: Courses, sides: Sides, mark: Mark) -> Generator[None, None, None]:
-    for course, _ in courses.values():
-        yield from course(sides, mark)
+def _in_turn(courses: Courses, sides: Sides, mark: Callable[[str, int], None]) -> Generator[None, None, None]:
+    for name, (course, counted) in courses.items():
+        yield from course(sides, partial(mark, name, counted), counted)
 
 
 async def _serve(config: Config, sides: Sides, tally: Tally) -> None:
     def ready(facts: dict[str, Any]) -> None:
         sides.port = int(facts["base_url"].rpartition(":")[2])
         trio.lowlevel.add_instrument(tally)
-        tally.profile(on=True)
+        tally.watch(on=True)
 
     with trio.move_on_at(trio.current_time() + tally.until - time.monotonic()):
         await app.run_gateway(config, ready)
@@ -520,6 +418,32 @@ def _no_collector() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def _hooks_kept() -> Iterator[None]:
+    """At the end hooks are as they were: coverage, say, has one."""
+    usual = sys.getprofile(), sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.setprofile(usual[0])
+        sys.settrace(usual[1])
+
+
+@contextmanager
+def _output_into(path: Path) -> Iterator[None]:
+    """Standard output and error, Python's and those below it, go into a file for a while: it tells how much it was."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with path.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        for number in kept:
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            for number, usual in kept.items():
+                os.dup2(usual, number)
+                os.close(usual)
+
+
 def measure_apart(*arguments: str) -> Found:
     """Count in a process of its own, so that nothing else that runs here is counted too."""
     command = [sys.executable, "-m", "bench.counters", *arguments]
@@ -535,60 +459,6 @@ def measure_apart(*arguments: str) -> Found:
         raise RuntimeError(done.stderr[-4000:])
     found: Found = json.loads(done.stdout)
     return found
-
-
-# -- the baseline ----------------------------------------------------------------------------------
-
-
-def save(found: Found, path: Path = BASELINE) -> None:
-    """Record what was counted, with how far it may be off."""
-    recorded = {
-        "python": _python(),
-        "trio": trio.__version__,
-        "tolerances": TOLERANCES,
-        "slack": SLACK,
-        "counters": found,
-    }
-    path.write_text(json.dumps(recorded, indent=1) + "\n")
-
-
-def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def load(path: Path = BASELINE) -> dict[str, Any]:
-    """The record."""
-    recorded: dict[str, Any] = json.loads(path.read_text())
-    return recorded
-
-
-def compare(found: Found, recorded: dict[str, Any]) -> list[str]:
-    """What is more than the baseline allows, or so much less that it should be recorded; empty if nothing is."""
-    problems = []
-    elsewhere = recorded["python"] != _python()
-    for course, counters in recorded["counters"].items():
-        for name, before in counters.items():
-            if elsewhere and name in OF_PYTHON:
-                continue
-            now = found[course][name]
-            share, slack = recorded["tolerances"].get(name, EXACT), recorded["slack"].get(name, 0.0)
-            allowed = max(abs(before) * share, slack) + 1e-9
-            if abs(now - before) > allowed:
-                word = "more than" if now > before else "less than"
-                problems.append(f"{course}: {now:g} {name}, {word} the {before:g} of the baseline")
-    return problems
-
-
-def as_table(found: Found) -> str:
-    """The counters as a Markdown table."""
-    courses = {name: counts for name, counts in found.items() if name != SOCKETS}
-    lines = [f"| counted | {' | '.join(courses)} |", "|---" * (len(courses) + 1) + "|"]
-    lines += [
-        f"| {name} | {' | '.join(f'{counts[name]:,.2f}' for counts in courses.values())} |"
-        for name in TOLERANCES
-    ]
-    lines += ["", ", ".join(f"{value:g} {name}" for name, value in found[SOCKETS].items())]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

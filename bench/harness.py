@@ -1,6 +1,8 @@
 """One measurement: the client drives a target by a plan, while /proc is read at both ends of the window."""
 
 import json
+import math
+import os
 import statistics
 import subprocess
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, Final
 
-from attrs import asdict, define, frozen
+from attrs import asdict, define, evolve, frozen
 
 from bench.processes import Cores, Machine, Used, environment, pinned, running, used
 from bench.programs import Programs
@@ -33,6 +35,13 @@ ENDS: Final = ("hold", "leave")
 
 BUSY: Final = 0.9
 """A core that is used to that share is taken as full: the rest goes to the kernel, to us, and to neighbours."""
+
+ASKED_SHARE: Final = 0.1
+ASKED_FEW: Final = 2
+"""How far a provider may be asked more or less often than its gateway was: a retry or a probe is nobody's trick."""
+
+PROVIDERS: Final = (b"provider", b"bench.upstream")
+"""What the command line of a stand-in provider has in it."""
 
 
 @frozen
@@ -66,10 +75,37 @@ class Plan:
 
 @frozen
 class ProviderAt:
-    """The stand-in provider: its port on this machine, and its process, if it is ours."""
+    """The stand-in provider.
+
+    Attributes:
+        port: on this machine.
+        pid: its process, where we know it.
+        said: what a reader of the figures has to know of it.
+    """
 
     port: int
     pid: int | None
+    said: str = ""
+
+    def adopted(self, core: int | None) -> "ProviderAt":
+        """This one, which somebody else has started, as ours: its time counts as the harness's, on the same core."""
+        pid = self.stats().get("pid")
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            command = b""
+        if not any(
+            name in command for name in PROVIDERS
+        ):  # such as one that counts in a container of its own
+            return evolve(
+                self, said="our provider's process was not found: its time is not counted, nor is it pinned"
+            )
+        if core is not None:
+            try:
+                os.sched_setaffinity(pid or 0, {core})
+            except OSError:
+                return evolve(self, pid=pid, said="our provider is somebody else's process: it is not pinned")
+        return evolve(self, pid=pid)
 
     def stats(self) -> Figures:
         """What it has seen since it was asked last."""
@@ -157,8 +193,9 @@ class Harness:
                 pinned(self.cores.harness, command), stdout=subprocess.PIPE, text=True, env=environment()
             )
             killer = Timer(plan.whole_seconds + GRACE_SECONDS, process.kill)
-            killer.start()
+            killer.daemon = True  # should a signal come before it is cancelled, nobody waits for it
             try:
+                killer.start()
                 yield Client(process, plan)
             finally:
                 killer.cancel()
@@ -179,12 +216,16 @@ class Harness:
             client.mark("end")
             after = _Look.take(target, self.provider, client)
             figures = client.finish()
-        return self._with_costs(figures, plan, rested, before, after)
+        left = figures.pop("left")
+        figures = self._with_costs(figures, plan, rested, before, after)
+        if target.ours and self.provider is not None:
+            figures |= said_by_provider(self.provider.stats(), left)
+        return {**figures, "note": "; ".join(doubts(figures))}
 
     def _with_costs(
         self, figures: Figures, plan: Plan, rested: Used | None, before: "_Look", after: "_Look"
     ) -> Figures:
-        """The client's figures, with rates, and with what /proc says."""
+        """The client's figures, with rates, and with what /proc says; `None` where that cannot be."""
         seconds = figures["seconds"]
         figures["answers_per_second"] = figures["answers"] / seconds
         figures["events_per_second"] = figures["events"] / seconds
@@ -193,32 +234,13 @@ class Harness:
         if before.provider is not None and after.provider is not None:
             harness.append(after.provider.cpu_seconds - before.provider.cpu_seconds)
         # pinned, they share a core; else the busier of the two may fill one
-        busy = sum(harness) if self.cores.harness is not None else max(harness)
+        together = self.cores.shared or self.cores.harness is not None
+        busy = sum(harness) if together else max(harness)
         figures["harness_share"] = busy / (after.client.at - before.client.at)
+        figures["one_core"] = self.cores.shared
         if before.target is not None and after.target is not None and rested is not None:
-            cpu = after.target.cpu_seconds - before.target.cpu_seconds
-            figures["gateway_share"] = cpu / (after.target.at - before.target.at)
-            for unit in ("answer", "event"):
-                if figures[f"{unit}s"] and plan.mode not in ENDS:
-                    figures[f"cpu_us_per_{unit}"] = cpu * 1e6 / figures[f"{unit}s"]
-            if plan.mode == "hold":
-                figures["kb_per_stream"] = (
-                    (after.target.rss_bytes - rested.rss_bytes) / plan.connections / 1024
-                )
-        figures |= self._said_by_provider(figures.pop("left"))
+            figures |= costs(figures, plan, rested, before.target, after.target)
         return figures
-
-    def _said_by_provider(self, left: list[list[int]]) -> Figures:
-        """Its own delays, and how long after a client had left it saw its connection closed."""
-        stats = self.provider.stats() if self.provider is not None else {}
-        if not stats:
-            return {}
-        closed = dict(stats["closed"])
-        late = sorted((closed[number] - at) / 1e6 for number, at in left if number in closed)
-        found: Figures = {"provider_lag_ms": stats["lag_ms"]}
-        if left:
-            found |= {"hangups": len(left), "hangups_seen": len(late), "hangup_ms": percentiles(late)}
-        return found
 
 
 @frozen
@@ -236,8 +258,78 @@ class _Look:
             Machine.now(),
             used(target.pid) if target.pid is not None else None,
             used(at.pid) if at is not None and at.pid is not None else None,
-            used(client.process.pid),
+            used(client.process.pid, ended=True),
         )
+
+
+def costs(figures: Figures, plan: Plan, rested: Used, before: Used, after: Used) -> Figures:
+    """What it took the gateway.
+
+    Args:
+        figures: the client's.
+        plan: by which it drove.
+        rested: the gateway before all of it.
+        before: likewise, when the window began.
+        after: when it ended.
+    """
+    cpu = after.cpu_seconds - before.cpu_seconds
+    there = cpu >= 0  # a worker of it that ends takes its time with it
+    found: Figures = {"gateway_share": cpu / (after.at - before.at) if there else None}
+    for unit in ("answer", "event"):
+        if figures[f"{unit}s"] and plan.mode not in ENDS:
+            found[f"cpu_us_per_{unit}"] = cpu * 1e6 / figures[f"{unit}s"] if there else None
+    if plan.mode == "hold":
+        grown, held = after.rss_bytes - rested.rss_bytes, figures["held"]
+        found["kb_per_stream"] = grown / held / 1024 if grown >= 0 and held else None
+    return found
+
+
+def said_by_provider(stats: Figures, left: list[list[int]]) -> Figures:
+    """Its own delays, how often it was asked, and how long after a client had left it saw its connection closed.
+
+    Args:
+        stats: the provider's.
+        left: of each client that hung up the number of its request, and when it was. One whose connection the
+            provider has not seen closed is infinitely late: a percentile that lies there is `None`.
+    """
+    if not stats:
+        return {}
+    closed = dict(stats["closed"])
+    seen = sorted((closed[number] - at) / 1e6 for number, at in left if number in closed)
+    found: Figures = {"provider_lag_ms": stats["lag_ms"], "provider_requests": stats["requests"]}
+    if left:
+        late = percentiles([*seen, *[math.inf] * (len(left) - len(seen))]) or {}
+        shown = {name: value if math.isfinite(value) else None for name, value in late.items()}
+        found |= {"hangups": len(left), "hangups_seen": len(seen), "hangup_ms": shown}
+    return found
+
+
+def doubts(figures: Figures) -> list[str]:
+    """Why figures of one measurement are missing, or worth nothing."""
+    found = []
+    if "gateway_share" in figures and figures["gateway_share"] is None:
+        found.append("a process of the gateway ended meanwhile, and its CPU time with it")
+    if "kb_per_stream" in figures and figures["kb_per_stream"] is None:
+        found.append(
+            "no stream was open"
+            if not figures["held"]
+            else "it needed no more memory with the streams than without: it had some left from before"
+        )
+    if was_asked_otherwise(figures):
+        found.append(
+            f"the provider was asked {figures['provider_requests']:,} times for {figures['asked']:,} requests"
+        )
+    return found
+
+
+def was_asked_otherwise(figures: Figures) -> bool:
+    """Whether the provider was asked clearly less or more often than the gateway: from a cache, or again and again."""
+    asked, came = figures.get("asked"), figures.get("provider_requests")
+    if asked is None or came is None:
+        return False
+    slack = ASKED_SHARE * asked + ASKED_FEW
+    on_the_way = figures["failed"] + figures["cut"]
+    return not asked - on_the_way - slack <= came <= asked + slack
 
 
 def percentiles(ordered: list[float]) -> dict[str, float] | None:
@@ -250,5 +342,10 @@ def percentiles(ordered: list[float]) -> dict[str, float] | None:
 
 
 def was_the_limit(figures: Figures) -> bool:
-    """Whether provider and clients had no time left while the gateway had: then its rates say nothing."""
-    return bool(figures["harness_share"] >= BUSY and figures.get("gateway_share", 0.0) < BUSY)
+    """Whether provider and clients had no time left while the gateway had: then its rates say nothing.
+
+    Where all have one core, they are the limit of each other as soon as it is full.
+    """
+    if figures.get("one_core"):
+        return bool(figures["harness_share"] + (figures.get("gateway_share") or 0.0) >= BUSY)
+    return bool(figures["harness_share"] >= BUSY and (figures.get("gateway_share") or 0.0) < BUSY)

@@ -13,8 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from accounting.bill import Terms
 from accounting.books import Books
@@ -34,6 +35,7 @@ from accounting.records import (
 )
 from accounting.recovery import recover
 from accounting.store import NAME, Store
+from bench.rounds import Progress
 from pricing.price import Bounds, Price, Rates, Tier
 from pricing.usage import Reported, Source, Usage
 from proxy import books
@@ -43,13 +45,32 @@ from proxy.telemetry import Telemetry
 
 TEXT: Final = "hold and settle, loading into the store, recovery: the money path without HTTP"
 
-HOLDS: Final = 20_000
+
+@frozen
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        holds: that are made and settled.
+        warm: before they count.
+        loaded, recovered: records.
+        idle_seconds: for which the event loop is watched with nothing to do.
+    """
+
+    holds: int = 20_000
+    warm: int = 1_000
+    loaded: int = 400_000
+    recovered: int = 1_000_000
+    idle_seconds: float = 2.0
+
+
+ROWS: Final = 6
+"""Of the table, one after another."""
+
 TOGETHER: Final = 20
 """Holds between two looks at the clock, which costs a hundredth of one hold."""
 ALONE: Final = 1_000
 """Holds during which the recorder has nothing to do: what a hold and its settlement cost by themselves."""
-LOADED: Final = 400_000
-RECOVERED: Final = 1_000_000
 SLICE: Final = 20_000
 SEGMENT_BYTES: Final = 64 * 2**20
 CREDIT: Final = 10**21
@@ -84,17 +105,21 @@ class _Client:
     client_gone = False
 
 
-def run() -> dict[str, Any]:
+def run(progress: Progress, sizes: Sizes | None = None) -> dict[str, Any]:
     """Measure all three, and give the figures."""
-    return {
-        "rows": [
-            trio.run(_hold_and_settle, "full hold", TERMS, ALONE),
-            trio.run(_hold_and_settle, "full hold, beside sync and load", TERMS, TOGETHER),
-            trio.run(_hold_and_settle, "rolling hold, 2 extensions", evolve(TERMS, slice_tokens=256), ALONE),
-            trio.run(_load),
-            *_recovery(),
-        ]
-    }
+    sizes = sizes or Sizes()
+    rolling = msgspec.structs.replace(TERMS, slice_tokens=256)
+    rows = []
+    for case, terms, turn in (
+        ("full hold", TERMS, ALONE),
+        ("full hold, beside sync and load", TERMS, TOGETHER),
+        ("rolling hold, 2 extensions", rolling, ALONE),
+    ):
+        progress.step(case)
+        rows.append(trio.run(_hold_and_settle, case, terms, turn, sizes))
+    progress.step("loading")
+    rows.append(trio.run(_load, sizes))
+    return {"rows": [*rows, *_recovery(sizes.recovered, progress)]}
 
 
 def as_table(figures: dict[str, Any]) -> str:
@@ -110,7 +135,7 @@ def as_table(figures: dict[str, Any]) -> str:
 # -- hold and settle -------------------------------------------------------------------------------
 
 
-async def _hold_and_settle(case: str, terms: Terms, turn: int) -> dict[str, Any]:
+async def _hold_and_settle(case: str, terms: Terms, turn: int, sizes: Sizes) -> dict[str, Any]:
     """Requests one after the other into the real journal; after so many the recorder has its turn."""
     with tempfile.TemporaryDirectory() as state:
         config = evolve(Config(), books=evolve(Config().books, state_dir=state))
@@ -120,12 +145,12 @@ async def _hold_and_settle(case: str, terms: Terms, turn: int) -> dict[str, Any]
             await ledger.top_up(wallet.wallet, CREDIT, GrantKind.PAID, "bench")
             await ledger.create_key(Key("key_1", wallet.wallet, "d", "h", ledger.clock()))
             spender = Spender(wallet.wallet, "key_1")
-            for number in range(1000):
+            for number in range(sizes.warm):
                 _one(ledger, spender, f"warm_{number}", terms)
             took, cpu = [], []
-            names = [f"req_{number:020d}" for number in range(HOLDS)]
+            names = [f"req_{number:020d}" for number in range(sizes.holds)]
             sys.setswitchinterval(SWITCH_SECONDS)
-            for number in range(0, HOLDS, TOGETHER):
+            for number in range(0, sizes.holds, TOGETHER):
                 if turn == TOGETHER:
                     await trio.lowlevel.checkpoint()  # it goes on beside what follows
                 elif number % turn == 0:
@@ -143,7 +168,7 @@ async def _hold_and_settle(case: str, terms: Terms, turn: int) -> dict[str, Any]
         "figures": {
             "µs of CPU, median": cpu[len(cpu) // 2] / 1000,
             "µs of CPU, mean": sum(cpu) / len(cpu) / 1000,
-            "µs of wall time, p99": took[HOLDS * 99 // 100] / 1000,
+            "µs of wall time, p99": took[sizes.holds * 99 // 100] / 1000,
         },
     }
 
@@ -185,15 +210,15 @@ class _Delay:
         return sorted(self.late)[int(len(self.late) * share)] * 1000
 
 
-async def _load() -> dict[str, Any]:
+async def _load(sizes: Sizes) -> dict[str, Any]:
     """Slices into a fresh store in a worker thread, while the loop's own delay is watched."""
-    entries = list(_records(LOADED))
+    entries = list(_records(sizes.loaded))
     with tempfile.TemporaryDirectory() as state:
         store = Store.open(Path(state) / NAME, memory_limit="256MB", schema_dir=books.SCHEMA)
         idle, busy = _Delay(), _Delay()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(idle.watch)
-            await trio.sleep(2)
+            await trio.sleep(sizes.idle_seconds)
             nursery.cancel_scope.cancel()
         began, cpu = time.perf_counter(), time.process_time()
         async with trio.open_nursery() as nursery:
@@ -217,12 +242,13 @@ async def _load() -> dict[str, Any]:
 # -- recovery --------------------------------------------------------------------------------------
 
 
-def _recovery() -> Iterator[dict[str, Any]]:
-    """A journal of a million records, opened with the store up to date, and without one."""
+def _recovery(records: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    """A journal of so many records, opened with the store up to date, and without one."""
     with tempfile.TemporaryDirectory() as name:
         state = Path(name)
-        _write_journal(state)
+        _write_journal(state, records)
         for case in ("and no store: all of it is loaded", "and the store up to date"):
+            progress.step(f"recovery, {case}")
             began, cpu = time.perf_counter(), time.process_time()
             recovered = recover(
                 state,
@@ -233,21 +259,21 @@ def _recovery() -> Iterator[dict[str, Any]]:
                 load_records_max=SLICE,
             )
             seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-            records = recovered.journal.seq
+            found = recovered.journal.seq
             recovered.close()
             yield {
-                "case": f"recovery of {records:,} records, {case}",
-                "figures": {"s": seconds, "s of CPU": cpu, "µs a record": seconds / records * 1e6},
+                "case": f"recovery of {found:,} records, {case}",
+                "figures": {"s": seconds, "s of CPU": cpu, "µs a record": seconds / found * 1e6},
             }
 
 
-def _write_journal(state: Path) -> None:
+def _write_journal(state: Path, records: int) -> None:
     disk = OsDisk()
     directory = state / "journal"
     disk.make_dir(directory)
     journal: Journal | None = None
     past = Past()
-    for _, record in _records(RECOVERED):
+    for _, record in _records(records):
         if journal is None:
             journal = Journal.open(
                 disk, directory, past, segment_bytes=SEGMENT_BYTES * 16, clock=books.wall_ms

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from bench.upstream import shown
 
-STAMP: Final = re.compile(rb"@([0-9a-f]{16})")
+STAMP: Final = re.compile(rb"@([0-9a-f]{16})([0-9a-f]{16})")
 NUMBER: Final = b"#0000000"
 AGAIN_NS: Final = 50_000_000
 """After a failure a connection comes again so much later; a server that refuses is not to be hammered."""
 
 LAST: Final = b"\r\n0\r\n\r\n"
-STAMP_BYTES: Final = 17
+STAMP_BYTES: Final = 33
 
 
 class Connection:
@@ -34,10 +34,11 @@ class Connection:
         self.reset(0)
 
     def reset(self, asked: int) -> None:
-        self.asked, self.first, self.last_read, self.last_delay = asked, 0, 0, -1
+        self.asked, self.sent_at, self.first, self.last_read, self.last_delay = asked, 0, 0, 0, -1
         self.out, self.head, self.tail = b"", b"", b""
         self.status, self.length, self.chunked, self.close_after = 0, -1, False, False
         self.got = self.events = self.number = 0
+        self.timed = False
 
 
 class Load:
@@ -66,6 +67,8 @@ class Load:
             name: []
             for name in (
                 "first_byte_ms",
+                "added_first_ms",
+                "send_late_ms",
                 "whole_answer_ms",
                 "event_delay_ms",
                 "gap_stretch_ms",
@@ -77,6 +80,8 @@ class Load:
 
     def ask(self, one: Connection, at: int) -> None:
         one.reset(at)
+        one.sent_at = time.monotonic_ns()
+        self.time("send_late_ms", one.sent_at - at)
         self.busy += 1
         self.numbers += 1
         one.number = self.numbers
@@ -245,7 +250,11 @@ class Load:
         for found in STAMP.finditer(joined):
             if found.end() <= before:
                 continue  # whole in an earlier read
-            delay = max(now - int(found[1], 16), 0)
+            written, arrived = int(found[1], 16), int(found[2], 16)
+            delay = max(now - written, 0)
+            if not one.timed:
+                one.timed = True
+                self.time("added_first_ms", max((now - one.sent_at) - (written - arrived), 0))
             self.time("event_delay_ms", delay)
             if one.last_delay >= 0:
                 self.time("gap_stretch_ms", max(delay - one.last_delay, 0))
@@ -257,6 +266,7 @@ class Load:
 
     def finish(self, one: Connection, now: int) -> None:
         if one.status != 200:
+            self.note(f"answered: {one.status} without a body")  # one with a body has been noted already
             self.counted["failed"] += 1
         elif self.expect and one.events != self.expect:
             self.counted["short"] += 1
@@ -314,6 +324,8 @@ class Load:
         return {
             "seconds": took,
             **self.counted,
+            "asked": self.numbers,
+            "held": sum(one.state == "body" and one.events > 0 for one in self.connections),
             "cut": 0 if self.mode == "hold" else self.busy,
             "client_cpu_seconds": used.ru_utime + used.ru_stime,
             "trouble": self.trouble,

@@ -192,12 +192,12 @@ def _round_up(value: float) -> float:
 
 # -- reports ---------------------------------------------------------------------------------------
 
-ON_TOP: Final = "milliseconds on top of direct; shorter is better"
+ON_TOP: Final = "milliseconds, with those of provider and clients (direct); shorter is better"
 FIGURES: Final = (
     ("cpu", "CPU per unit of work", "µs of one core per event or per answer; shorter is better", None),
     ("rates", "Work done on one core", "answers or events per second; longer is better", None),
-    ("first", "Added time to first byte, p99", ON_TOP, ("added_first_byte_ms", "p99")),
-    ("gaps", "Added gap between events, p99", ON_TOP, ("added_gap_ms", "p99")),
+    ("first", "Added time to first byte, p99", ON_TOP, ("added_first_ms", "p99")),
+    ("gaps", "Added gap between events, p99", ON_TOP, ("gap_stretch_ms", "p99")),
     ("memory", "Memory per open stream", "kB; shorter is better", ("kb_per_stream",)),
     (
         "hangup",

@@ -3,9 +3,10 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -14,31 +15,53 @@ from attrs import frozen
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TICKS: Final = os.sysconf("SC_CLK_TCK")
+ENDED: Final = frozenset("ZX")
+"""States of processes that only wait for their parent to take note."""
+
 STOP_SECONDS: Final = 60.0
 """A gateway drains for up to half a minute; what has not ended by then is killed."""
 
 
+class Gone(Exception):
+    """A process that was to be looked at has ended."""
+
+
 @frozen
 class Cores:
-    """Which core whom: the gateway has one to itself, provider and clients share another; `None`: not pinned."""
+    """Which core whom: the gateway has one to itself, provider and clients share another; `None`: not pinned.
+
+    Attributes:
+        gateway, harness: numbers of cores.
+        usable: how many this process may use, which can be fewer than the machine has.
+    """
 
     gateway: int | None
     harness: int | None
+    usable: int = 2
 
     @classmethod
     def choose(cls, *, pin: bool = True) -> "Cores":
         """Two of those that we may use, where there are two and `taskset` is at hand."""
-        usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        if not hasattr(os, "sched_getaffinity"):
+            return cls(None, None, os.cpu_count() or 1)
+        usable = sorted(os.sched_getaffinity(0))
         if not pin or len(usable) < 2 or shutil.which("taskset") is None:
-            return cls(None, None)
-        return cls(usable[0], usable[1])
+            return cls(None, None, len(usable))
+        return cls(usable[0], usable[1], len(usable))
+
+    @property
+    def shared(self) -> bool:
+        """Whether gateway, provider and clients have one core between them: what one takes the others lack."""
+        return self.usable == 1
 
     @property
     def said(self) -> str:
         """For people."""
+        if self.shared:
+            return "one core for all"
         if self.gateway is None:
-            return f"not pinned ({os.cpu_count() or 1} cores)"
-        return f"gateway on core {self.gateway}, provider and clients on core {self.harness}"
+            return f"not pinned ({self.usable} cores)"
+        return f"gateways that we start on core {self.gateway}, provider and clients on core {self.harness}"
 
 
 def environment() -> dict[str, str]:
@@ -124,26 +147,65 @@ class Used:
     at: float
 
 
-def used(pid: int) -> Used:
-    """Look at a process and all that it has started."""
+def used(pid: int, *, ended: bool = False) -> Used:
+    """Look at a process and all that it has started.
+
+    Args:
+        pid: the process.
+        ended: it may have ended, as long as nobody has waited for it: its time can be read until then.
+
+    Raises:
+        Gone: it has ended. Zeros would pass for a process that needs nothing.
+    """
+    own = _stat(pid)
+    if own is None or (own[0] in ENDED and not ended):
+        raise Gone(f"process {pid} has ended")
     cpu, rss, count = 0.0, 0, 0
     for one in _tree(pid):
-        with suppress(OSError):  # it may have ended by now
-            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-            cpu += sum(map(int, fields[11:15])) / TICKS
-            rss += int(fields[21]) * resource.getpagesize()
+        fields = _stat(one)
+        if fields is None:
+            continue
+        cpu += sum(map(int, fields[11:15])) / TICKS
+        rss += int(fields[21]) * resource.getpagesize()
+        with suppress(OSError):  # of somebody else's, or it has ended by now
             count += sum(1 for _ in Path(f"/proc/{one}/fd").iterdir())
     return Used(cpu, rss, count, time.monotonic())
 
 
+def _stat(pid: int) -> list[str] | None:
+    """What /proc says of one process, from its state on; `None` where there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None
+
+
 def _tree(pid: int) -> Iterator[int]:
     yield pid
-    children: list[str] = []
+    for child in children(pid):
+        yield from _tree(child)
+
+
+def children(pid: int) -> list[int]:
+    """What a process has started and not waited for; nothing if it has ended."""
+    found: list[str] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            children += (task / "children").read_text().split()
-    for child in children:
-        yield from _tree(int(child))
+            found += (task / "children").read_text().split()
+    return list(map(int, found))
+
+
+def end_others(known: Collection[int]) -> None:
+    """Kill what we have started, and what that has, save these.
+
+    For when a signal has come in the moment in which a process was there already, and nobody held it yet.
+    """
+    for child in children(os.getpid()):
+        if child not in known:
+            for one in list(_tree(child)):
+                with suppress(OSError):
+                    os.kill(one, signal.SIGKILL)
+            with suppress(OSError):
+                os.waitpid(child, 0)
 
 
 @frozen
@@ -168,7 +230,11 @@ class Machine:
 
 
 def quiet(pid: int, seconds: float = 5.0, share: float = 0.05) -> None:
-    """Wait until a process has nothing left to do of what came before, or for so long."""
+    """Wait until a process has nothing left to do of what came before, or for so long.
+
+    Raises:
+        Gone: it has ended.
+    """
     until = time.monotonic() + seconds
     before = used(pid)
     while time.monotonic() < until:

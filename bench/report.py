@@ -33,20 +33,28 @@ COLUMNS: Final = (
     Column("× nginx", ("ratio_to_nginx", "cpu_us_per_event"), 2),
     Column("first byte p50 ms", ("first_byte_ms", "p50"), 2),
     Column("p99", ("first_byte_ms", "p99"), 2),
-    Column("added p50", ("added_first_byte_ms", "p50"), 2),
-    Column("p95", ("added_first_byte_ms", "p95"), 2),
-    Column("p99", ("added_first_byte_ms", "p99"), 2),
-    Column("added gap p50 ms", ("added_gap_ms", "p50"), 2),
-    Column("p95", ("added_gap_ms", "p95"), 2),
-    Column("p99", ("added_gap_ms", "p99"), 2),
+    Column("added p50", ("added_first_ms", "p50"), 2),
+    Column("p95", ("added_first_ms", "p95"), 2),
+    Column("p99", ("added_first_ms", "p99"), 2),
+    Column("added gap p50 ms", ("gap_stretch_ms", "p50"), 2),
+    Column("p95", ("gap_stretch_ms", "p95"), 2),
+    Column("p99", ("gap_stretch_ms", "p99"), 2),
     Column("kB/stream", ("kb_per_stream",), 1),
     Column("hang-up p50 ms", ("hangup_ms", "p50"), 2),
     Column("p99", ("hangup_ms", "p99"), 2),
     Column("core used", ("gateway_share",), 2),
 )
 
+ANSWERS: Final = ("answers", "events", "streams_begun")
 PLAIN_ONLY: Final = ("cpu_us_per_answer",)
-STREAM_ONLY: Final = ("cpu_us_per_event", "added_gap_ms")
+STREAM_ONLY: Final = ("cpu_us_per_event", "gap_stretch_ms")
+LEGEND: Final = {
+    "added_first_ms": "added to the first byte: for each request the time from its sending to its first event, "
+    "less the provider's own with its delays",
+    "gap_stretch_ms": "added gap: for each event by how much longer than at the provider the gap before it was; "
+    "a shorter one counts as 0",
+}
+"""What figures mean, where their names are too short for it."""
 
 
 def machine() -> dict[str, str | int]:
@@ -65,11 +73,16 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def save(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write the figures under `bench/results`."""
+def save(name: str, figures: dict[str, Any], text: str, folder: Path = RESULTS) -> Path:
+    """Write the figures, and beside them the text that shows them; gives the former's path.
+
+    Raises:
+        OSError: that folder may not be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{now():%Y%m%dT%H%M%SZ}.json"
     path.write_text(as_json(figures) + "\n")
+    path.with_suffix(".md").write_text(text + "\n")
     return path
 
 
@@ -78,9 +91,22 @@ def newest(name: str, folder: Path = RESULTS) -> Path | None:
     return max(folder.glob(f"{name}-*.json"), default=None)
 
 
-def as_json(figures: dict[str, Any]) -> str:
-    """Everything that was measured."""
-    return json.dumps({"machine": machine(), **figures}, indent=1, ensure_ascii=False)
+def as_json(figures: dict[str, Any], indent: int | None = 1) -> str:
+    """Everything that was measured; on one line without an indent."""
+    return json.dumps({"machine": machine(), **figures}, indent=indent, ensure_ascii=False)
+
+
+def unanswered(figures: dict[str, Any]) -> list[str]:
+    """In which cases which target gave no answer at all; a stream that has begun is one."""
+    cases = figures["cases"]
+    if isinstance(cases, dict):  # of a comparison
+        cases = list(cases.values())
+    return [
+        f"{case['case']}, {name}: no answer at all: {row.get('trouble') or 'it was silent'}"
+        for case in cases
+        for name, row in case["rows"].items()
+        if not any(one.get(kind) for one in row["rounds"] for kind in ANSWERS)
+    ]
 
 
 def as_tables(figures: dict[str, Any]) -> str:
@@ -117,13 +143,20 @@ def _fits(column: Column, rows: Iterable[dict[str, Any]]) -> bool:
 
 
 def mark(row: dict[str, Any]) -> str:
-    """Signs behind a name: `*` where the harness was the limit, `!` where answers failed."""
-    return ("*" if row.get("harness_was_the_limit") else "") + ("!" if troubled(row) else "")
+    """Signs behind a name: `*` where a rate may not be the highest, `!` where answers failed."""
+    return ("*" if row.get("limit") else "") + ("!" if troubled(row) else "")
 
 
 def troubled(row: dict[str, Any]) -> int:
-    """How many answers failed or were not whole, in the median round."""
+    """How many answers failed or were not whole, in the worst round."""
     return int(row.get("failed") or 0) + int(row.get("short") or 0)
+
+
+def trouble(row: dict[str, Any]) -> str:
+    """What was wrong with them."""
+    failed, short = int(row.get("failed") or 0), int(row.get("short") or 0)
+    said = [f"{failed:,} answers failed: {row.get('trouble') or 'without a word'}"] if failed else []
+    return "; ".join(said + ([f"{short:,} answers had another number of events"] if short else []))
 
 
 def notes(figures: dict[str, Any]) -> list[str]:
@@ -132,14 +165,12 @@ def notes(figures: dict[str, Any]) -> list[str]:
     lines += [f"- {text}" for text in figures["said"]]
     rows = [(case, name, row) for case in figures["cases"] for name, row in case["rows"].items()]
     for case, name, row in rows:
-        if row.get("harness_was_the_limit"):
-            lines.append(
-                f"- \\* {case['case']}, {name}: provider and clients were the limit, not the gateway"
-            )
+        if row.get("limit"):
+            lines.append(f"- \\* {case['case']}, {name}: {row['limit']}")
         if troubled(row):
-            lines.append(
-                f"- ! {case['case']}, {name}: {troubled(row)} answers failed: {row.get('trouble', '')}"
-            )
+            lines.append(f"- ! {case['case']}, {name}: {trouble(row)}")
+        if row.get("note"):
+            lines.append(f"- {case['case']}, {name}: {row['note']}")
         if row.get("cut") and not case["saturates"] and row.get("hangups") is None:
             lines.append(f"- {case['case']}, {name}: {row['cut']:.0f} answers were not whole in time")
         if row.get("late"):
@@ -149,6 +180,10 @@ def notes(figures: dict[str, Any]) -> list[str]:
             lines.append(
                 f"- {case['case']}, {name}: {missed:.0f} of {row['hangups']:.0f} hang-ups were not seen"
             )
+    seen = {figure for _, _, row in rows for figure in LEGEND if row.get(figure) is not None}
+    if seen:
+        told = "; ".join(text for figure, text in LEGEND.items() if figure in seen)
+        lines.append(f"- {told}; provider and clients are in it, which is what direct has of it")
     stolen = max((row.get("steal") or 0.0 for _, _, row in rows), default=0.0)
     if stolen > STOLEN:
         lines.append(f"- the hypervisor gave up to {stolen:.0%} of the machine to others meanwhile")

@@ -10,7 +10,8 @@ from bench.processes import descriptors, shrunk
 from bench.shapes import Shape
 
 SPARE: Final = 512
-"""Descriptors for everything but connections."""
+SPARE_SHARE: Final = 0.25
+"""Descriptors for everything but connections; at most so large a share of those that can be had."""
 
 EACH: Final = 2
 """Descriptors of a gateway for each stream: the client's connection and the provider's."""
@@ -48,7 +49,7 @@ class Case:
             plan = evolve(plan, connections=connections_max)
             said = f"{self.label}: {connections_max:,} connections instead of {wanted:,}, as asked"
         granted = descriptors(EACH * plan.connections + SPARE)
-        fits = shrunk(plan.connections, granted, EACH, SPARE)
+        fits = shrunk(plan.connections, granted, EACH, min(SPARE, int(SPARE_SHARE * granted)))
         if fits < plan.connections:
             plan = evolve(plan, connections=fits)
             said = (

@@ -6,21 +6,23 @@ find their size. It breathes by tens of megabytes while the store writes its log
 it is the lowest tenth of a quarter that counts, and what never comes back stands there, too. Farebox is given little
 memory for its store: what DuckDB keeps of the file it has written would else grow for hours before it meets its limit,
 and look like a leak, or hide one. Descriptors are judged likewise; and they must be given back when nobody asks any
-more, save those of a pool's kept connections: as many as were in use at once.
+more, save those of a pool's kept connections: as many as were in use at once. Who does no work needs nothing, too: a
+gateway that does not answer, not in time or not in full, or whose process ends, has not passed.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
 from attrs import frozen
 
-from bench.harness import Figures, Harness, Plan
-from bench.processes import quiet, used
+from bench import report
+from bench.harness import Figures, Harness, Plan, doubts
+from bench.processes import Gone, Used, quiet, used
 from bench.rounds import Progress
 from bench.shapes import Shape
-from bench.targets import Target
+from bench.targets import Target, placed
 
 TEXT: Final = "streams, requests and hang-ups together for 10 minutes: are memory and descriptors flat?"
 SECONDS: Final = 600.0
@@ -47,6 +49,9 @@ SHORT_SECONDS: Final = 480.0
 AT_ONCE: Final = 100 + REQUESTS_AT_ONCE
 """Connections that all clients together have to the provider at a time, at most; a pool may keep so many."""
 
+LEAVERS_NAME: Final = "leavers"
+NAMES: Final = ("streams", "requests", LEAVERS_NAME)
+
 REST_SECONDS: Final = 20.0
 """Kept connections to the provider are closed after so long at the latest."""
 
@@ -62,9 +67,13 @@ class Sample:
 
 
 def run(harness: Harness, target: Target, seconds: float, progress: Progress) -> Figures:
-    """Load a target for so long; gives what was seen, with the verdict."""
+    """Load a target for so long; gives what was seen, with the verdict.
+
+    Raises:
+        Gone: its process had ended before all of it began.
+    """
     assert target.pid is not None
-    expect = STREAMS.events if harness.provider is not None else 0  # others answer as they please
+    expect = STREAMS.events if target.ours else 0  # others answer as they please
     loads = (
         (STREAMS, Plan("loop", 100, seconds, ramp=2.0, warm=0.0, drain=10.0, expect=expect)),
         (Shape(), Plan("open", REQUESTS_AT_ONCE, seconds, warm=2.0, drain=10.0, rate=REQUESTS_PER_SECOND)),
@@ -83,29 +92,36 @@ def run(harness: Harness, target: Target, seconds: float, progress: Progress) ->
         began = time.monotonic()
         step = max(seconds / SAMPLES_MAX, 0.2)
         while (at := time.monotonic() - began) < seconds:
-            now = used(target.pid)
+            try:
+                now = used(target.pid)
+            except Gone:
+                break  # the clients tell what became of their requests
             samples.append(Sample(at, now.rss_bytes, now.descriptors, now.cpu_seconds))
             progress.step(f"soak, {at:.0f} of {seconds:.0f} s, {now.rss_bytes / 2**20:.0f} MB")
             time.sleep(min(step, max(seconds - at, 0.0)))
         for client in clients:
             client.mark("end")
-        figures = [client.finish() for client in clients]
-    for one in figures:
+        figures = dict(zip(NAMES, (client.finish() for client in clients), strict=True))
+    for one in figures.values():
         one.pop("left")
-    after = _at_rest(target.pid, rested.descriptors)
-    names = ("streams", "requests", "leavers")
+    asked = harness.provider.stats().get("requests") if harness.provider is not None and target.ours else None
+    try:
+        after = _at_rest(target.pid, rested.descriptors)
+    except Gone:
+        after = None
     return {
         "seconds": seconds,
         "target": target.name,
-        **dict(zip(names, figures, strict=True)),
+        "on": f"{target.on}; {placed(target.pid)}",
+        **figures,
         "rested": {"rss_bytes": rested.rss_bytes, "descriptors": rested.descriptors},
-        "after": {"rss_bytes": after.rss_bytes, "descriptors": after.descriptors},
+        "after": None if after is None else {"rss_bytes": after.rss_bytes, "descriptors": after.descriptors},
         "samples": [[round(one.at, 2), one.rss_bytes, one.descriptors, one.cpu_seconds] for one in samples],
-        "verdict": verdict(samples, rested.descriptors, after.descriptors, figures),
+        "verdict": verdict(samples, rested.descriptors, after.descriptors if after else None, figures, asked),
     }
 
 
-def _at_rest(pid: int, descriptors: int) -> Any:
+def _at_rest(pid: int, descriptors: int) -> Used:
     """The target when it has closed what it keeps for a while."""
     until = time.monotonic() + REST_SECONDS
     while (now := used(pid)).descriptors > descriptors and time.monotonic() < until:
@@ -113,15 +129,24 @@ def _at_rest(pid: int, descriptors: int) -> Any:
     return now
 
 
-def verdict(samples: list[Sample], rested: int, after: int, figures: list[Figures]) -> dict[str, Any]:
+def verdict(
+    samples: list[Sample],
+    rested: int,
+    after: int | None,
+    figures: Mapping[str, Figures],
+    asked: int | None = None,
+) -> dict[str, Any]:
     """Judge: is it flat, and if not, why not?
 
     Args:
         samples: in order, at even distances.
         rested: descriptors before all of it.
-        after: descriptors afterwards.
-        figures: of the clients; nothing may have failed.
+        after: descriptors afterwards; `None` if its process had ended by then.
+        figures: of the clients, by name; all must have been answered.
+        asked: how often the provider was; `None` if that is not known.
     """
+    if not samples:
+        return {"flat": False, "because": ["its process ended at once"], "rss_mb": [], "descriptors": []}
     quarter = max(len(samples) // 4, 1)
     second, last = samples[quarter : 2 * quarter] or samples[:1], samples[-quarter:]
     rss = [_low(one.rss_bytes for one in part) for part in (second, last)]
@@ -131,18 +156,31 @@ def verdict(samples: list[Sample], rested: int, after: int, figures: list[Figure
         because.append(f"memory grew from {rss[0] / 2**20:.1f} to {rss[1] / 2**20:.1f} MB")
     if count[1] - count[0] > GROWTH_DESCRIPTORS:
         because.append(f"descriptors grew from {count[0]} to {count[1]}")
-    if after - rested > AT_ONCE + GROWTH_DESCRIPTORS:
+    if after is None:
+        because.append(f"its process has ended, after {samples[-1].at:.0f} s or later")
+    elif after - rested > AT_ONCE + GROWTH_DESCRIPTORS:
         because.append(f"{after - rested} descriptors more were open afterwards than before")
-    failed = sum(one["failed"] + one["short"] for one in figures)
-    if failed:
-        trouble = next((one["trouble"] for one in figures if one["trouble"]), "")
-        because.append(f"{failed} answers failed or were not whole: {trouble}")
+    sums = {name: sum(one.get(name, 0) for one in figures.values()) for name in ("asked", "failed", "cut")}
+    because += doubts({**sums, "provider_requests": asked})
+    because += [f"{name}: {text}" for name, one in figures.items() for text in _faults(name, one)]
     return {
         "flat": not because,
         "because": because,
         "rss_mb": [value / 2**20 for value in rss],
         "descriptors": count,
     }
+
+
+def _faults(name: str, figures: Figures) -> list[str]:
+    """What went wrong with one client's work."""
+    found = [report.trouble(figures)]
+    if not figures["answers"] and not figures["events"]:
+        found.append("nothing was answered")
+    if figures["cut"] and name != LEAVERS_NAME:  # of those some are always under way
+        found.append(f"{figures['cut']:,} answers were not whole in time")
+    if figures["late"]:
+        found.append(f"{figures['late']:,} requests found no connection free")
+    return list(filter(None, found))
 
 
 def _low(values: Iterable[int]) -> int:
@@ -154,6 +192,7 @@ def _low(values: Iterable[int]) -> int:
 def as_table(figures: Figures) -> str:
     """The figures as a Markdown table, and the verdict."""
     found = figures["verdict"]
+    after = figures["after"]["descriptors"] if figures["after"] else "it had ended"
     rows = (
         ("streams answered whole", f"{figures['streams']['answers']:,}"),
         ("events", f"{figures['streams']['events']:,}"),
@@ -163,14 +202,12 @@ def as_table(figures: Figures) -> str:
             " → ".join(f"{value:.1f}" for value in found["rss_mb"]),
         ),
         ("descriptors, likewise", " → ".join(map(str, found["descriptors"]))),
-        (
-            "descriptors before and after",
-            f"{figures['rested']['descriptors']}, {figures['after']['descriptors']}",
-        ),
+        ("descriptors before and after", f"{figures['rested']['descriptors']}, {after}"),
     )
     lines = [f"| soak of {figures['target']}, {figures['seconds']:g} s | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     word = "**flat**" if found["flat"] else "**not flat**: " + "; ".join(found["because"])
     if figures["seconds"] < SHORT_SECONDS:
         word += f" (of little weight: {figures['seconds']:g} s are too few for buffers to find their size)"
-    return "\n".join([*lines, "", f"Verdict: {word}"])
+    on = [f"- {figures['target']}: {figures['on']}"] if "on" in figures else []
+    return "\n".join([*lines, "", f"Verdict: {word}", "", *on])

@@ -7,6 +7,7 @@ has everything on that it has for paying users.
 
 import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from bench.processes import environment, running
 from bench.shapes import Shape, body, request
@@ -32,12 +33,24 @@ CREDIT: Final = "100000000"
 NGINX_ON: Final = (
     "one worker, proxy_buffering off, keep-alive to the provider, TCP_NODELAY; nothing is counted"
 )
+KEY_LIMITS: Final = {"--rpm": 10**9, "--tpm": 10**9}
+"""The highest that can be set, and so high that they never bite: counted they are all the same."""
+
 FAREBOX_ON: Final = (
-    "keys, limits, rolling holds, journal with fdatasync (durability = standard), metering, loading into the store; "
-    "TLS is off on both sides, as for all the others"
+    "keys with limits per minute of requests and tokens, none of which is ever met, rolling holds, journal with "
+    "fdatasync (durability = standard) on {disk}, metering, loading into the store, the usual log; requests_max is "
+    "raised to {streams:,} and connections_max to {connections:,}, so that all streams may come, store_memory is "
+    "{store_memory}, all else is as by default; TLS is off on both sides, as for all the others"
 )
+IN_MEMORY: Final = ("tmpfs", "ramfs")
+"""File systems without a disk: fdatasync costs nothing there."""
 
 FOUND: Final = "as it was found; what it needs for a stream is told by one that was just started"
+UNKNOWN_PROVIDER: Final = (
+    "the provider behind it is not ours: its answers are as long and as quick as it pleases, and neither events nor "
+    "gaps nor hang-ups can be told; for these have the gateway ask http://127.0.0.1:PORT/v1, and say "
+    "--provider-port PORT"
+)
 
 
 class NotHereError(Exception):
@@ -51,10 +64,13 @@ class Target:
     Attributes:
         name: as it stands in tables.
         host, port, path: where; the path ends in `/chat/completions`.
+        authority: what the `Host` header says, where that is not host and port: a server may go by its name.
         model: what it calls the provider's model.
         headers: credentials and the like.
         pid: whose CPU time and memory are counted, with its children; `None`: nobody's.
         on: what it does beside relaying.
+        ours: whether the provider behind it is our stand-in; others answer as they please.
+        found: somebody else has started it, so it cannot be started anew.
     """
 
     name: str
@@ -65,22 +81,41 @@ class Target:
     headers: dict[str, str] = field(factory=dict, repr=False)
     pid: int | None = None
     on: str = ""
+    authority: str = ""
+    ours: bool = True
+    found: bool = False
 
     def request(self, shape: Shape, load: str = "small") -> bytes:
         """The bytes that ask it for an answer of a shape."""
         content = body(shape, self.model, load)
-        return request(self.path, f"{self.host}:{self.port}", self.headers, content)
+        return request(self.path, self.authority or f"{self.host}:{self.port}", self.headers, content)
 
     def ask(self, seconds: float = 60.0) -> tuple[int, bytes]:
         """Ask for one plain answer; gives status and body."""
         connection = HTTPConnection(self.host, self.port, timeout=seconds)
         try:
             headers = {"content-type": "application/json", **self.headers}
+            if self.authority:
+                headers["host"] = self.authority
             connection.request("POST", self.path, body(Shape(), self.model), headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def check(self) -> None:
+        """Ask once.
+
+        Raises:
+            NotHereError: there is no answer, or it is a refusal; the message has what was said.
+        """
+        where = f"http://{self.authority or self.host}{self.path}"
+        try:
+            status, said = self.ask()
+        except (OSError, HTTPException) as error:
+            raise NotHereError(f"{where} does not answer: {error!s:.500}") from error
+        if status != 200:
+            raise NotHereError(f"{where} answers with {status}: {said.decode(errors='replace'):.500}")
 
     def wait(self, seconds: float = READY_SECONDS, alive: Callable[[], bool] = lambda: True) -> None:
         """Return once it answers.
@@ -114,9 +149,9 @@ def direct(port: int, _core: int | None) -> Iterator[Target]:
 
 @contextmanager
 def running_already(
-    name: str, url: str, key: str | None, model: str | None, pid: int | None = None
+    name: str, url: str, key: str | None, model: str | None, pid: int | None = None, *, ours: bool = False
 ) -> Iterator[Target]:
-    """A gateway that somebody has started, at its base URL, with or without `/v1`.
+    """A gateway that somebody has started, at its base URL, with or without `/v1`; in front of `ours` or of another.
 
     Raises:
         NotHereError: not such an address.
@@ -126,8 +161,50 @@ def running_already(
         raise NotHereError(f"{name}: expected http://HOST:PORT, not {url!r}; TLS is not spoken here")
     path = parts.path.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    host = socket.gethostbyname(parts.hostname)
-    yield Target(name, host, parts.port or 80, model or "bench", path, headers, pid, on=FOUND)
+    try:
+        host = socket.gethostbyname(parts.hostname)
+    except OSError as error:
+        raise NotHereError(f"{name}: no host {parts.hostname}: {error.strerror}") from error
+    authority = parts.netloc.rpartition("@")[2]
+    on = FOUND if ours else f"{FOUND}; {UNKNOWN_PROVIDER}"
+    yield Target(
+        name,
+        host,
+        parts.port or 80,
+        model or "bench",
+        path,
+        headers,
+        pid,
+        on,
+        authority,
+        ours=ours,
+        found=True,
+    )
+
+
+def placed(pid: int | None) -> str:
+    """On which cores a target's process may run, as the kernel says."""
+    if pid is None:
+        return "its process was not named, so that its CPU time, its memory and its core are not known"
+    try:
+        cores = os.sched_getaffinity(pid)
+    except OSError as error:
+        return f"its cores are not known ({error.strerror})"
+    if cores >= os.sched_getaffinity(0):
+        return "not pinned"
+    return f"on core{'s' if len(cores) > 1 else ''} {', '.join(map(str, sorted(cores)))}"
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """The kind of file system that a path is on, such as `ext4`, by the longest mount point above it."""
+    lines = (Path("/proc/mounts").read_text() if mounts is None else mounts).splitlines()
+    found = [
+        (len(where), kind)
+        for _, where, kind, *_ in map(str.split, lines)
+        if path.is_relative_to(where.replace("\\040", " "))
+    ]
+    # of two on the same place the later one is on top
+    return max(reversed(found), key=lambda one: one[0], default=(0, "unknown"))[1]
 
 
 def free_port() -> int:
@@ -216,7 +293,6 @@ def nginx(port: int, core: int | None, *, connections: int = 65_536) -> Iterator
 # -- Farebox ---------------------------------------------------------------------------------------
 
 FAREBOX: Final = """
-log_level = "warning"
 [listen]
 admin_port = 0
 [limits]
@@ -250,6 +326,7 @@ class Home:
 
     folder: Path
     key: str = field(repr=False)
+    store_memory: str = STORE_MEMORY
 
     @classmethod
     def make(cls, folder: Path, port: int, store_memory: str = STORE_MEMORY) -> "Home":
@@ -258,10 +335,21 @@ class Home:
             provider=port, streams=STREAMS_MAX, connections=2 * STREAMS_MAX, store_memory=store_memory
         )
         (folder / "farebox.toml").write_text(settings)
-        home = cls(folder, "")
+        home = cls(folder, "", store_memory)
         wallet = home.command("wallet", "create")["wallet"]
         home.command("topup", "--wallet", wallet, "--amount", CREDIT)
-        return cls(folder, home.command("key", "create", "--wallet", wallet)["key"])
+        limits = [word for name, most in KEY_LIMITS.items() for word in (name, str(most))]
+        return evolve(home, key=home.command("key", "create", "--wallet", wallet, *limits)["key"])
+
+    @property
+    def on(self) -> str:
+        """What is on in gateways on it, and what is not as by default."""
+        disk = file_system(self.folder.resolve())
+        if disk in IN_MEMORY:
+            disk += ", where that costs nothing"
+        return FAREBOX_ON.format(
+            disk=disk, streams=STREAMS_MAX, connections=2 * STREAMS_MAX, store_memory=self.store_memory
+        )
 
     def arguments(self, *command: str) -> list[str]:
         """The command line of a `farebox` command on it."""
@@ -306,7 +394,7 @@ class Home:
                 FAREBOX_MODEL,
                 headers=headers,
                 pid=process.pid,
-                on=FAREBOX_ON,
+                on=self.on,
             )
 
 

@@ -6,6 +6,7 @@ in the text of the request, as `bench=KIND,EVENTS,GAP_US,FIRST_US,ID;`: see ther
 
 import heapq
 import json
+import os
 import re
 import select
 import socket
@@ -17,7 +18,7 @@ from typing import Any, Final
 TOLD: Final = re.compile(rb"bench=([a-z]+),(\d+),(\d+),(\d+),([0-9a-f]{1,8});")
 EVENT: Final = (
     b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,"model":"bench",'
-    b'"choices":[{"index":0,"delta":{"content":"@%016x word word word"},"finish_reason":null}],'
+    b'"choices":[{"index":0,"delta":{"content":"@%032x"},"finish_reason":null}],'
     b'"usage":null}\n\n'
 )
 FINISH: Final = (
@@ -71,7 +72,7 @@ class Connection:
         self.inbox = bytearray()
         self.outbox: deque[bytes] = deque()
         self.left = self.total = self.number = 0
-        self.gap = self.due = 0
+        self.arrived = self.gap = self.due = 0
         self.stream = self.writing = self.begun = self.scheduled = False
         self.wants_write = self.closed = False
 
@@ -163,6 +164,7 @@ class Server:
     def tell(self, connection: Connection) -> None:
         """Say what has been seen, and forget it."""
         found: dict[str, Any] = {
+            "pid": os.getpid(),
             "requests": self.requests,
             "events": self.events,
             "open": sum(one.writing for one in self.connections.values()),
@@ -193,7 +195,8 @@ class Server:
         connection.number = int(numbers[3], 16)
         connection.stream, connection.writing, connection.begun = stream, True, False
         connection.left = connection.total = total
-        connection.gap, connection.due = gap * 1000, time.monotonic_ns() + first * 1000
+        connection.arrived = time.monotonic_ns()
+        connection.gap, connection.due = gap * 1000, connection.arrived + first * 1000
         if stream:
             self.put(connection, STREAM_HEAD)
         self.schedule(connection)
@@ -228,7 +231,7 @@ class Server:
                 break
             connection.left -= 1
             self.events += 1
-            self.put(connection, chunk(EVENT % time.monotonic_ns()))
+            self.put(connection, chunk(EVENT % (time.monotonic_ns() << 64 | connection.arrived)))
         connection.due += connection.gap
         if not connection.left:
             self.finish(connection)

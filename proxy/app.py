@@ -28,7 +28,7 @@ from quart_trio import QuartTrio
 from accounting.records import GrantKind
 from pricing.load import load_catalog
 from pricing.money import parse, show
-from proxy import books
+from proxy import books, descriptors
 from proxy.admin import Admin, KeyCreate
 from proxy.admin_client import ADDRESS_FILE, TOKEN_FILE, Address, AdminClient, Unreachable
 from proxy.books import OpenBooks, Unavailable
@@ -53,6 +53,7 @@ from proxy.telemetry import Telemetry
 from proxy.types import Dialect, DialectName, Secret
 from proxy.upstreams.answer import Upstreams
 from proxy.upstreams.client import HttpClient
+from proxy.upstreams.origin import Bounds
 from proxy.waiting import Waiting
 
 __all__ = [
@@ -111,7 +112,7 @@ async def run_gateway(config: Config, ready: Ready) -> int:
         Unavailable: the books or the address are taken, or the books cannot be opened as they are.
     """
     with _signals() as stop:
-        return await _run(config, ready, stop)
+        return await _run(_fitted(config), ready, stop)
 
 
 async def run_demo(config: Config, ready: Ready) -> int:
@@ -119,7 +120,10 @@ async def run_demo(config: Config, ready: Ready) -> int:
     with _signals() as stop:
         sockets = _bind(config.listen.host, 0, config)
         url = _url(sockets)
-        config = evolve(config, provider=tuple(_sandbox_provider(kind, url) for kind in SANDBOX_KINDS))
+        # the sandbox's connections are ours as well
+        config = evolve(
+            _fitted(config, each=3), provider=tuple(_sandbox_provider(kind, url) for kind in SANDBOX_KINDS)
+        )
         stop_sandbox = trio.Event()
         async with trio.open_nursery() as nursery:
             telemetry = _telemetry(config)
@@ -133,6 +137,7 @@ async def run_demo(config: Config, ready: Ready) -> int:
 async def run_sandbox(config: Config, host: str, port: int, ready: Ready) -> int:
     """Run the sandbox provider alone until a signal. As `run_gateway`."""
     with _signals() as stop:
+        config = _fitted(config, each=1)
         sockets = _bind(host, port, config)
         async with trio.open_nursery() as watching:
             watching.start_soon(stop.watch)
@@ -141,6 +146,16 @@ async def run_sandbox(config: Config, host: str, port: int, ready: Ready) -> int
                 ready({"base_url": _url(sockets)})
             watching.cancel_scope.cancel()
         return 0
+
+
+def _fitted(config: Config, each: int = 2) -> Config:
+    """The settings, with no more connections than there can be descriptors; the operator is told if that is fewer."""
+    most = descriptors.granted()
+    limits = descriptors.fitted(config.limits, most, each)
+    if limits != config.limits:
+        because = f"with {most} descriptors {limits.requests_max} requests and {limits.connections_max} connections fit"
+        _telemetry(config).log("warning", "descriptors_few", because=because)
+    return evolve(config, limits=limits)
 
 
 def demo_config(*, state: str, host: str | None, port: int | None, admin_port: int) -> Config:
@@ -209,7 +224,7 @@ async def _run(config: Config, ready: Ready, stop: _Stop, *, sandbox_url: str | 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch)
             nursery.start_soon(_watch_books, opened, stop)
-            nursery.start_soon(_expire, opened)
+            nursery.start_soon(_expire, opened, client)
             await nursery.start(partial(_serve, desk, private, config, trio.sleep_forever, telemetry))
             async with trio.open_nursery() as doors:
                 await doors.start(partial(_serve, door, api, config, stop.event.wait, telemetry, tls))
@@ -288,9 +303,10 @@ async def _watch_books(opened: OpenBooks, stop: _Stop) -> None:
     stop.fail()
 
 
-async def _expire(opened: OpenBooks) -> None:
+async def _expire(opened: OpenBooks, client: HttpClient) -> None:
     while True:
         opened.books.expire_due()
+        client.forget_idle()
         await trio.sleep(EXPIRY_SECONDS)
 
 
@@ -336,11 +352,34 @@ def _telemetry(config: Config) -> Telemetry:
 
 @asynccontextmanager
 async def _client(config: Config) -> AsyncIterator[HttpClient]:
-    client = HttpClient(config.deadlines.connect_seconds)
+    client = http_client(config)
     try:
         yield client
     finally:
         await client.aclose()
+
+
+def http_client(config: Config) -> HttpClient:
+    """The client for all providers, as the settings want it.
+
+    Raises:
+        Unavailable: what `outbound` names cannot be used.
+    """
+    outbound = config.outbound
+    try:
+        return HttpClient(
+            config.deadlines.connect_seconds,
+            verify=ssl.create_default_context(cafile=outbound.ca_file) if outbound.ca_file else None,
+            certificate=(outbound.certificate, outbound.key)
+            if outbound.certificate and outbound.key
+            else None,
+            proxy=outbound.proxy.reveal() or None,
+            bounds=Bounds(open_max=config.limits.requests_max),
+        )
+    except (OSError, ssl.SSLError) as error:
+        raise Unavailable(f"outbound.ca_file, certificate and key cannot be used: {error}") from None
+    except ImportError:
+        raise Unavailable("outbound.proxy: for socks5, farebox[socks] has to be installed") from None
 
 
 def _unready(opened: OpenBooks, draining: trio.Event) -> str | None:

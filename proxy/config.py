@@ -62,6 +62,11 @@ def _sendable(_instance: object, attribute: "Attribute[Any]", value: Secret) -> 
         )
 
 
+def _proxy(_instance: object, attribute: "Attribute[Any]", value: Secret) -> None:
+    if not re.fullmatch(r"((https?|socks5)://[^\s/?#]+/?)?", value.reveal()):  # it may hold a password
+        raise ConfigError(f"{attribute.name}: expected http://…, https://… or socks5://… without a path")
+
+
 @frozen
 class Listen:
     """Where the gateway and the admin API listen.
@@ -169,6 +174,24 @@ class Deadlines:
     total_seconds: float = _positive(3600.0)
     heartbeat_seconds: float = _positive(15.0)
     close_seconds: float = _positive(1.0)
+
+
+@frozen
+class Outbound:
+    """How providers are reached.
+
+    Attributes:
+        proxy: URL of a proxy that all requests to providers go through, local ones too: `http`, `https`, or `socks5`
+            (for which `farebox[socks]` has to be installed). Variables of the environment are not looked at.
+        ca_file: PEM file with the authorities that vouch for providers' certificates, instead of the usual ones.
+        certificate: PEM file with a certificate that providers are shown; needs `key`.
+        key: PEM file with its private key.
+    """
+
+    proxy: Secret = field(factory=lambda: Secret(""), repr=False, eq=False, validator=_proxy)
+    ca_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
 
 
 @frozen
@@ -335,7 +358,7 @@ class Config:
     """The whole tree.
 
     Attributes:
-        listen, server, limits, deadlines, failover, books, holds, pricing, keys: see there.
+        listen, server, limits, deadlines, outbound, failover, books, holds, pricing, keys: see there.
         provider: where answers come from; without any, the environment's provider keys decide.
         unknown_fields: what happens to request fields that we do not know: `pass`, `drop` or `refuse`.
         on_hangup_hidden: what a hang-up does where reasoning is hidden or the bill runs on: `mute` reads the answer
@@ -347,6 +370,7 @@ class Config:
     server: Server = field(factory=Server)
     limits: RequestLimits = field(factory=RequestLimits)
     deadlines: Deadlines = field(factory=Deadlines)
+    outbound: Outbound = field(factory=Outbound)
     failover: Failover = field(factory=Failover)
     books: Books = field(factory=Books)
     holds: Holds = field(factory=Holds)
@@ -396,6 +420,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     resolved = tuple(_with_secrets(provider, environ, where) for provider in providers)
     if (config.listen.tls_certificate is None) != (config.listen.tls_key is None):
         raise ConfigError(f"{where}: listen.tls_certificate and listen.tls_key: expected both or neither")
+    if (config.outbound.certificate is None) != (config.outbound.key is None):
+        raise ConfigError(f"{where}: outbound.certificate and outbound.key: expected both or neither")
     return evolve(config, provider=resolved)
 
 

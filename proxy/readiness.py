@@ -76,6 +76,8 @@ class _EpollWatch:
     _ended: bool = field(default=False, init=False)
     """The other side has closed: whatever is read, the end is still to be read after it."""
     _task: Task | None = field(default=None, init=False)
+    _woken: bool = field(default=False, init=False)
+    """`wake` was called, perhaps while a task that need not wait had its turn waited out."""
     _meanwhile: Meanwhile | None = field(default=None, init=False)
 
     def drained(self) -> None:
@@ -87,8 +89,9 @@ class _EpollWatch:
         if self._descriptor < 0:
             raise trio.ClosedResourceError("this socket was forgotten")
         if self.readable:
+            self._woken = False
             await trio.lowlevel.checkpoint()
-            return True
+            return not self._woken
         if until != self._alarm.due:  # mostly there is no deadline, and was none
             self._alarm.set(until, self.wake)
         self._meanwhile = meanwhile
@@ -102,6 +105,7 @@ class _EpollWatch:
 
     def wake(self) -> None:
         """See `Watch`."""
+        self._woken = True
         self._end_wait(outcome.Value(False))
 
     def happened(self, events: int) -> None:

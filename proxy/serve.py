@@ -57,14 +57,16 @@ async def relay(answer: Answer, translator: Translator, hold: Hold, reply: Reply
     def take(chunk: bytes) -> bool:
         # called where bytes arrive, mostly without this task being woken: so it waits for nothing
         nonlocal writing
-        writing = reply.write(hold.cover(translator.feed(chunk), translator.cut))
+        covered = hold.cover(translator.feed(chunk), translator.cut)
+        writing = WRITTEN if reply.client_gone else reply.write(covered)
         return writing is WRITTEN and not translator.ended and not hold.exhausted
 
     over = False
     while not over and not hold.exhausted:
         over = await answer.hand_on(take)
-        await writing
-        writing = WRITTEN
+        if writing is not WRITTEN:
+            await answer.in_time(writing, more=not (over or hold.exhausted))
+            writing = WRITTEN
         if translator.ended:
             answer.expect_close()
 

@@ -223,7 +223,7 @@ class Translator(Protocol):
 
     @property
     def ended(self) -> bool:
-        """The provider's terminal event was seen; what is left of its bytes does not matter."""
+        """The provider's terminal event was seen, or what must be one unless more content follows."""
         ...
 
     def feed(self, chunk: bytes) -> bytes:
@@ -480,6 +480,18 @@ class Answer(Protocol):
 
         Raises:
             StreamBroken: the provider's connection broke or fell silent for too long.
+        """
+        ...
+
+    async def in_time(self, writing: Awaitable[None], *, more: bool) -> None:
+        """Wait for a write to a client that reads slowly, under the total deadline.
+
+        Args:
+            writing: what to wait for.
+            more: of the answer would be taken, if the client did not keep us from it.
+
+        Raises:
+            StreamBroken: it has passed; nothing more can be written to that client.
         """
         ...
 

@@ -89,7 +89,8 @@ class MemoryJournal:
 def sends_in_time(send):
     """A client's `send`, given up when its time is over."""
 
-    async def in_time(self, call, sending, until=math.inf):
+    async def in_time(self, call, sending, until=math.inf, *, fresh=False):
+        getattr(self, "fresh", []).append(fresh)
         with trio.CancelScope(deadline=until):
             return await send(self, call, sending)
         raise NotInTime

@@ -184,6 +184,7 @@ TABLE: dict[str, tuple[frozenset[str], bool]] = {
     ),
     "proxy.alarms": (frozenset({"trio", "attrs"}), False),
     "proxy.readiness": (frozenset({"trio", "attrs", "outcome", "proxy.alarms"}), False),
+    "proxy.descriptors": (frozenset({"attrs", "proxy.config"}), False),
     "proxy.background": (frozenset({"trio", "attrs"}), False),
     "proxy.waiting": (frozenset({"trio", "attrs", "accounting.refusals"}), False),
     "proxy.credit": (

@@ -355,7 +355,7 @@ async def test_a_refusal_is_free_for_everybody(autojump_clock, status, stops):
 async def test_a_connection_lost_before_an_answer_costs_the_operator_alone(autojump_clock, leaves):
     world = World((200, []), stops_billing="no")
 
-    async def lost(call, sending, _until):
+    async def lost(call, sending, _until, *, fresh):
         sending()
         world.provider.calls.append(call)
         await trio.sleep(SECONDS_TO_EVENT)

@@ -88,9 +88,9 @@ async def test_the_attempt_is_in_the_journal_before_the_first_byte_leaves(autoju
     seen = []
     send = world.provider.send
 
-    async def spying(*call):
+    async def spying(*call, **how):
         seen.append(len(world.journal.of(Attempt)))
-        return await send(*call)
+        return await send(*call, **how)
 
     world.provider.send = spying
     await world.ask(body())

@@ -12,7 +12,11 @@ Run as `client NAME=VALUE …`:
     connections= seconds= warm= ramp= drain= rate= expect=   (seconds; `expect` events in a whole answer)
 
 It writes `begin` and `end` lines around the window that is measured, for whoever reads /proc meanwhile, and the figures
-after that. Events are told by their stamps (see the provider), so nothing is parsed and any framing will do. */
+after that. Events are told by their stamps (see `common.h`), so nothing is parsed and any framing will do.
+
+`added_first_ms` is, request by request, the time from its sending to its first event, less the provider's own time: the
+way there and back, through whatever lies between, and never negative. The sockets of client and provider are in it, as
+the figures of a run without a gateway show; how late the client was by its own timetable is not (`send_late_ms`). */
 
 #include "common.h"
 #include <arpa/inet.h>
@@ -30,8 +34,8 @@ typedef struct {
     int fd, state, index, status, chunked, close_after;
     long length, got, events;
     size_t sent;
-    int64_t asked, first, last_read, last_delay, again;
-    uint64_t stamp;
+    int64_t asked, sent_at, first, last_read, last_delay, again;
+    uint64_t stamp[2];
     int stamp_digits, tail_used, reused;
     char tail[8];
     char *head;
@@ -49,7 +53,7 @@ static conn *conns;
 static int epoll, measuring, asking = 1;
 static long answers, failed, short_answers, events, busy, first_events, reconnects, late;
 static long bytes_in;
-static hist first_hist, whole_hist, delay_hist, stretch_hist, gap_hist;
+static hist first_hist, added_hist, send_hist, whole_hist, delay_hist, stretch_hist, gap_hist;
 static uint32_t next_id;
 static struct {
     uint32_t id;
@@ -97,6 +101,8 @@ static void put(conn *c) {
 static void ask(conn *c, int64_t at) {
     if (c->state == IDLE) busy++;
     c->asked = at;
+    c->sent_at = now_ns();
+    if (measuring) hist_add(&send_hist, c->sent_at - at);
     c->first = c->last_read = 0;
     c->last_delay = -1;
     c->length = -1;
@@ -148,9 +154,12 @@ static void fail(conn *c, const char *what, const char *more) {
 }
 
 static void finish(conn *c, int64_t now) {
-    if (c->status != 200)
+    if (c->status != 200) {
+        char said[32];
+        snprintf(said, sizeof said, "%d without a body", c->status);
+        note("answered", said); /* one with a body has been noted already */
         failed++;
-    else if (expect && c->events != expect) {
+    } else if (expect && c->events != expect) {
         short_answers++;
     } else if (measuring) {
         answers++;
@@ -176,8 +185,9 @@ static void leave(conn *c) {
 }
 
 static void on_stamp(conn *c, int64_t now) {
-    int64_t delay = now - (int64_t)c->stamp;
+    int64_t written = (int64_t)c->stamp[0], arrived = (int64_t)c->stamp[1], delay = now - written;
     if (measuring) {
+        if (c->events == 1) hist_add(&added_hist, (now - c->sent_at) - (written - arrived));
         hist_add(&delay_hist, delay);
         /* how much longer, or shorter, the gap before this event was than at the provider */
         if (c->last_delay >= 0) hist_add(&stretch_hist, delay - c->last_delay);
@@ -193,8 +203,8 @@ static void scan(conn *c, const char *data, size_t length, int64_t now) {
             while (at < end && c->stamp_digits < STAMP_DIGITS) {
                 int digit = hex_digit((unsigned char)*at);
                 if (digit < 0) break;
-                c->stamp = c->stamp << 4 | (uint64_t)digit;
-                c->stamp_digits++;
+                uint64_t *clock = &c->stamp[c->stamp_digits++ / CLOCK_DIGITS];
+                *clock = *clock << 4 | (uint64_t)digit;
                 at++;
             }
             if (c->stamp_digits == STAMP_DIGITS)
@@ -210,7 +220,7 @@ static void scan(conn *c, const char *data, size_t length, int64_t now) {
         if (!at) return;
         at++;
         c->stamp_digits = 0;
-        c->stamp = 0;
+        c->stamp[0] = c->stamp[1] = 0;
         if (!c->events++) first_events++;
         if (measuring) events++;
     }
@@ -421,11 +431,18 @@ static int64_t start_due(int64_t began, long *started) {
 static void report(int64_t window, long cut) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
+    long held = 0; /* streams that have begun and are still open */
+    for (long i = 0; i < connections; i++) held += conns[i].state == BODY && conns[i].events > 0;
     double cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
     printf("{\"seconds\":%.6f,\"answers\":%ld,\"failed\":%ld,\"short\":%ld,\"cut\":%ld,\"late\":%ld,\"reconnects\":%ld,"
-           "\"events\":%ld,\"bytes\":%ld,\"streams_begun\":%ld,\"client_cpu_seconds\":%.6f,\"trouble\":\"%s\",",
-           (double)window / 1e9, answers, failed, short_answers, cut, late, reconnects, events, bytes_in, first_events, cpu, trouble);
+           "\"events\":%ld,\"bytes\":%ld,\"streams_begun\":%ld,\"asked\":%u,\"held\":%ld,\"client_cpu_seconds\":%.6f,\"trouble\":\"%s\",",
+           (double)window / 1e9, answers, failed, short_answers, cut, late, reconnects, events, bytes_in, first_events, next_id, held, cpu,
+           trouble);
     hist_print("first_byte_ms", &first_hist);
+    printf(",");
+    hist_print("added_first_ms", &added_hist);
+    printf(",");
+    hist_print("send_late_ms", &send_hist);
     printf(",");
     hist_print("whole_answer_ms", &whole_hist);
     printf(",");

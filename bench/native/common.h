@@ -18,8 +18,12 @@
 #include <unistd.h>
 
 #define SECOND 1000000000LL
+/* A mark in an event: `@`, and by the clock below, as hexadecimal digits, when it was written and when its request had
+   arrived. The difference is the provider's own time, its delays included: what is left of a first event's time is the
+   way there and back. */
 #define STAMP '@'
-#define STAMP_DIGITS 16
+#define CLOCK_DIGITS 16
+#define STAMP_DIGITS (2 * CLOCK_DIGITS)
 
 static inline int64_t now_ns(void) {
     struct timespec t;

@@ -6,9 +6,10 @@ the request, so that it passes through any gateway:
     bench=KIND,EVENTS,GAP_US,FIRST_US,ID;
 
 KIND is `plain` (one JSON body) or `stream`. A stream has EVENTS events, the first FIRST_US after the request, the others
-GAP_US apart on a timetable that does not slip. Each event is one write and carries the time of it: `@` and sixteen
-hexadecimal digits of CLOCK_MONOTONIC nanoseconds. A provider whose client does not read waits, as a real one would. An ID
-that is not 0 has the end of its connection noted. `GET /bench/stats` tells what has been seen, and forgets it; `GET /bench/drop`
+GAP_US apart on a timetable that does not slip. Each event is one write, even if we are late and several are due: how
+many a gateway finds in one read decides what an event costs it. It carries its time and that of the request's arrival
+(see `common.h`). A provider whose client does not read waits, as a real one would. An ID that is not 0 has the end of its
+connection noted. `GET /bench/stats` tells who we are and what has been seen, and forgets the latter; `GET /bench/drop`
 hangs up on every answer that is under way. */
 
 #include "common.h"
@@ -19,7 +20,7 @@ hangs up on every answer that is under way. */
 
 static const char EVENT[] =
     "data: {\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"bench\","
-    "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"@0000000000000000 word word word\"},\"finish_reason\":null}],"
+    "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"@00000000000000000000000000000000\"},\"finish_reason\":null}],"
     "\"usage\":null}\n\n";
 static const char FINISH[] =
     "data: {\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"bench\","
@@ -42,7 +43,7 @@ typedef struct {
     char *out;
     size_t out_used, out_sent, out_room;
     long left, total;
-    int64_t gap, due;
+    int64_t arrived, gap, due;
     uint32_t id;
 } conn;
 
@@ -124,10 +125,14 @@ static int put(conn *c, const char *data, size_t length) {
     return 0;
 }
 
-static int put_event(conn *c) {
+static void put_clock(char *to, int64_t at) {
     static const char digits[] = "0123456789abcdef";
-    uint64_t at = (uint64_t)now_ns();
-    for (int i = STAMP_DIGITS - 1; i >= 0; i--, at >>= 4) frame[stamp_at + (size_t)i] = digits[at & 15];
+    for (int i = CLOCK_DIGITS - 1; i >= 0; i--, at >>= 4) to[i] = digits[at & 15];
+}
+
+static int put_event(conn *c) {
+    put_clock(frame + stamp_at, now_ns());
+    put_clock(frame + stamp_at + CLOCK_DIGITS, c->arrived);
     c->left--;
     events_sent++;
     return put(c, frame, frame_length);
@@ -197,7 +202,8 @@ static void answer(conn *c, const char *body, size_t length) {
     c->begun = 0;
     c->left = c->total = total;
     c->gap = gap_us * 1000;
-    c->due = now_ns() + first_us * 1000;
+    c->arrived = now_ns();
+    c->due = c->arrived + first_us * 1000;
     open_streams++;
     if (stream && put(c, STREAM_HEAD, sizeof STREAM_HEAD - 1)) return;
     schedule(c);
@@ -208,7 +214,7 @@ static void tell_stats(conn *c) {
     size_t length = 0;
     FILE *out = open_memstream(&text, &length), *usual = stdout;
     stdout = out;
-    printf("{\"requests\":%ld,\"events\":%ld,\"open\":%ld,", requests, events_sent, open_streams);
+    printf("{\"pid\":%d,\"requests\":%ld,\"events\":%ld,\"open\":%ld,", getpid(), requests, events_sent, open_streams);
     hist_print("lag_ms", &lag);
     printf(",\"closed\":[");
     for (size_t i = 0; i < closed_used; i++)

@@ -65,6 +65,16 @@ class Tap(Protocol):
         ...
 
     @property
+    def may_go_on(self) -> bool:
+        """Nothing that was seen so far is surely the end: even where `ended`, what follows is looked at."""
+        ...
+
+    @property
+    def went_on(self) -> bool:
+        """The block that was looked at last shows that what is withheld from before it was not the end."""
+        ...
+
+    @property
     def standing(self) -> Any:
         """What a `Cut` has to know of all that was looked at so far; immutable, and free to read."""
         ...
@@ -75,7 +85,8 @@ class Tap(Protocol):
         Returns:
             What is to be relayed now, and what is to be withheld. Mostly `(block, b"")`; from the first
             block with a withheld part on, the Passthrough withholds everything, and only the metering
-            counts. A block may be rewritten here, where the dialect has to (a JSON array in place of
+            counts, until the tap says that it `went_on`: then what is withheld goes before what is to be
+            relayed. A block may be rewritten here, where the dialect has to (a JSON array in place of
             events).
 
         Raises:
@@ -147,7 +158,10 @@ class Passthrough:
 
     @property
     def ended(self) -> bool:
-        """The provider's terminal event was seen, or the answer cut; what is left of its bytes does not matter."""
+        """The provider's terminal event was seen, or the answer cut: there is nothing to be waited for.
+
+        What comes nevertheless may be fed; mostly it does not matter (see `Tap.may_go_on`).
+        """
         return self._tap.ended or self._cut is not None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -159,7 +173,7 @@ class Passthrough:
         """
         if self._cut is not None:
             raise RuntimeError("the answer was cut off: nothing may be fed any more")
-        if self._tap.ended:
+        if self._tap.ended and not self._tap.may_go_on:
             return b""
         block = self._framer.feed(chunk)
         if not block:
@@ -167,8 +181,12 @@ class Passthrough:
         standing = self._tap.standing
         relay, end = self._tap.look(block)
         if self._withheld:
-            self._withhold(relay)
-            relay = b""
+            if self._tap.went_on:
+                relay = bytes(self._withheld) + relay
+                self._withheld.clear()
+            else:
+                self._withhold(relay)
+                relay = b""
         if end:
             self._withhold(end)
         if not relay:

@@ -58,6 +58,24 @@ def count_data_lines(block: bytes) -> int:
     return block.count(b"\ndata:") + block.startswith(b"data:")
 
 
+def only_data(block: bytes) -> bytes:
+    """Whole frames less all that is no data: comments, names, numbers, and frames of nothing else.
+
+    Each frame keeps its data lines and one blank line, byte for byte. A lone CR ends no line here, so nothing can
+    hide behind one.
+    """
+    kept: list[bytes] = []
+    told = False
+    for line in block.split(b"\n"):
+        if line.startswith(b"data:"):
+            kept.append(line)
+            told = True
+        elif told and line in (b"", b"\r"):
+            kept.append(line)
+            told = False
+    return b"\n".join((*kept, b""))
+
+
 def has_line(block: bytes, start: bytes) -> bool:
     """Whether a line of the block begins so."""
     return block.startswith(start) or b"\n" + start in block
@@ -107,3 +125,47 @@ class Framer:
         self._last = (self._last + piece)[-2:]
         if self._carried > self.bytes_max:
             raise StreamBroken(Kind.UPSTREAM_ERROR, "The provider sent an event that is too large.")
+
+
+@define(eq=False)
+class Bare:
+    """Looks out for what comes in place of a stream: its first byte, and the end of a bare JSON value.
+
+    Every byte is looked at once, however small the reads are.
+
+    Attributes:
+        start: the first byte that is no white space; `b""` before it.
+    """
+
+    start: bytes = field(default=b"", init=False)
+    _depth: int = field(default=0, init=False)
+    _in_string: bool = field(default=False, init=False)
+    _escape: bytes = field(default=b"", init=False)
+    _closed: bool = field(default=False, init=False)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it begins as an object or an array does, and as no event."""
+        return self.start in (b"{", b"[")
+
+    def feed(self, piece: bytes) -> bool:
+        """Take bytes; true once, where a JSON value has come whole (or has at least closed all its brackets)."""
+        if not self.start:
+            piece = piece.lstrip()
+            self.start = piece[:1]
+        if not self.is_json or self._closed:
+            return False
+        outside = self._outside_strings(piece)
+        self._depth += outside.count(b"{") + outside.count(b"[") - outside.count(b"}") - outside.count(b"]")
+        self._closed = self._depth <= 0
+        return self._closed
+
+    def _outside_strings(self, piece: bytes) -> bytes:
+        """What of a piece stands outside strings. A backslash begins an escape, which may be cut in two."""
+        piece = self._escape + piece
+        self._escape = piece[-1:] if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        piece = piece.removesuffix(self._escape).replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.split(b'"')
+        outside = b"".join(parts[self._in_string :: 2])
+        self._in_string ^= len(parts) % 2 == 0
+        return outside

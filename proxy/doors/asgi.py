@@ -4,6 +4,7 @@ Nothing of the body is read before the app asks for it, so the kernel holds back
 """
 
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
@@ -104,11 +105,14 @@ class AppAnswer:
         try:
             part = await self._connection.read_body()
         except Refused as refused:
-            # whoever is refused for how it sends its body gets no other answer
+            # whoever is refused for how it sends its body gets no other answer, nor any more of one;
+            # said first, for the app may send while the refusal is on its way
+            self.hang_up()
             if not self.begun:
                 self.begun = True
-                await self._connection.refuse(refused)
-            part = None
+                with suppress(Gone):
+                    await self._connection.refuse(refused)
+            return None
         if part is None:
             self.hang_up()
             return None

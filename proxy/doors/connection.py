@@ -22,8 +22,8 @@ from typing import Any
 import trio
 from attrs import define, field
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import EndBody, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
@@ -40,7 +40,7 @@ from proxy.doors.house import (
     upload_seconds,
 )
 from proxy.doors.http2 import Http2, speaks_http2
-from proxy.doors.wire import Stream, close
+from proxy.doors.wire import Stream, close, say_goodbye
 
 
 class _Http1(H11Protocol):
@@ -73,11 +73,14 @@ class _Http1(H11Protocol):
             return
         if isinstance(event, Response):
             self.answering = True
+            self._owner.begun()
             if self._owner.last_answer and not any(
                 name.lower() == b"connection" for name, _ in event.headers
             ):
                 event.headers.append((b"connection", b"close"))
         await super().stream_send(event)
+        if isinstance(event, EndBody):
+            self._owner.answered()
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         # Upstream sends 100 as soon as the head is read, and asks here again until it has been sent.
@@ -111,6 +114,8 @@ class Connection:
     _ended: bool = False
     """No request is read and no byte sent any more."""
     _refused: bool = False
+    _cut: bool = False
+    """An answer was begun, and not ended yet."""
     _waiting: trio.CancelScope | None = None
     _woken: bool = False
     _since: float = field(factory=trio.current_time)
@@ -128,6 +133,12 @@ class Connection:
     def last_answer(self) -> bool:
         """The connection will not be used for another request."""
         return self._guard.stage == "body" or self.house.context.terminated.is_set()
+
+    @property
+    def _looks_whole(self) -> bool:
+        """An old client would take what it has of a cut answer for all of it, if the connection just closed."""
+        head = self._guard.head
+        return self._cut and head is not None and head.version == "1.0"
 
     @property
     def _socket(self) -> trio.socket.SocketType:
@@ -161,7 +172,9 @@ class Connection:
     async def _shake_hands(self) -> bool:
         if isinstance(self.stream, trio.SocketStream):
             return True
-        with trio.move_on_after(self.house.settings.header_seconds):
+        if self.house.going_down:
+            return False
+        with trio.move_on_after(self.house.settings.header_seconds) as self._waiting:
             await self.stream.do_handshake()
             return True
         return False
@@ -183,6 +196,9 @@ class Connection:
             )
             with contained(self.house.failed):
                 await self._read()
+            self._ended = True
+            if isinstance(self.stream, trio.SSLStream) and not self._cut:
+                await say_goodbye(self.stream)
             self.abort()
             with contained(self.house.failed):
                 # the app is told; it may read a provider's answer to its end all the same
@@ -198,7 +214,10 @@ class Connection:
                 await self._refuse(refused)
                 break
             if piece:
+                self._since = trio.current_time()  # after a head: of the wait for a websocket
                 await self._protocol.handle(RawData(piece))
+                if self._guard.stage == "body" and self._guard.body_bytes and self._guard.pending_bytes:
+                    await trio.lowlevel.checkpoint()  # many small chunks were read at once
                 continue
             try:
                 data = await self._receive(self._deadline())
@@ -224,7 +243,7 @@ class Connection:
         if guard.stage == "body" and not self._protocol.withholds_continue:
             allowed = upload_seconds(settings, guard.body_bytes) + GRACE_SECONDS
             return trio.current_time() + allowed - self._body_seconds
-        return inf
+        return self._since + settings.header_seconds if guard.stage == "upgrading" else inf
 
     async def _receive(self, deadline: float) -> bytes | None:
         """Read once; `b""` if the client is gone or idle for too long, `None` if woken to look again.
@@ -249,6 +268,8 @@ class Connection:
             return None
         if self._guard.idle:
             return b""
+        if self._guard.stage == "upgrading":
+            raise Refused(503, "The websocket was not granted in time.")
         raise Refused(408, "The request came too slowly.")
 
     def _wake(self) -> None:
@@ -327,6 +348,17 @@ class Connection:
         else:
             await self._protocol.body_wanted()
 
+    def begun(self) -> None:
+        """The answer's head is about to be sent."""
+        self._cut = not self._refused  # after a refusal nothing is sent
+
+    def answered(self) -> None:
+        """The answer was sent to its end; one to the wish for a websocket is the connection's last."""
+        if not self._refused:
+            self._cut = False
+        if self._guard.stage == "upgrading":
+            self._end()
+
     def upgraded(self) -> None:
         """The websocket was granted."""
         self._guard.upgrade()
@@ -344,6 +376,9 @@ class Connection:
         """Send nothing more; the reader closes when the client has seen what was sent."""
         if self._ended:
             return
+        if self._looks_whole:
+            self.abort()
+            return
         self._ended = True
         if isinstance(self.stream, trio.SocketStream):
             with suppress(OSError):
@@ -356,5 +391,5 @@ class Connection:
         Synchronous, so that it works in a cancelled task as well.
         """
         self._ended = True
-        close(self._socket, reset=reset)
+        close(self._socket, reset=reset or self._looks_whole)
         self._wake()

@@ -92,6 +92,7 @@ class FastConnection:
     _answered: int = field(default=0, init=False)
     _reading: bool = field(default=False, init=False)
     """Between answers: whoever goes down may wake us."""
+    _shaking_hands: bool = field(default=False, init=False)
     _late: bool = field(default=False, init=False)
     """The alarm rang while we waited for bytes."""
     _body_seconds: float = field(default=0.0, init=False)
@@ -101,6 +102,8 @@ class FastConnection:
     _watched: bool = field(default=False, init=False)
     _gone: bool = field(default=False, init=False)
     _refused: bool = field(default=False, init=False)
+    _cut: bool = field(default=False, init=False)
+    """An answer was begun, and not ended yet."""
     _hang_up: Callable[[], None] | None = field(default=None, init=False)
     """Whom a disconnect is told, while an answer is under way."""
 
@@ -125,17 +128,28 @@ class FastConnection:
                     await (self._hand_on(b"") if _speaks_http2(self.stream) else self._serve())
         finally:
             self.house.connections.discard(self)
-            self.wire.close()
+            self.wire.close(reset=self._looks_whole)
+
+    @property
+    def _looks_whole(self) -> bool:
+        """An old client would take what it has of a cut answer for all of it, if the connection just closed."""
+        return self._cut and not self.chunks
 
     async def _shake_hands(self) -> bool:
         if not isinstance(self.stream, trio.SSLStream):
             return True
-        with (
-            trio.move_on_after(self.house.settings.header_seconds),
-            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            await self.stream.do_handshake()
-            return True
+        if self.house.going_down:
+            return False
+        self._shaking_hands = True
+        try:
+            with (
+                trio.move_on_after(self.house.settings.header_seconds),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                await self.stream.do_handshake()
+                return True
+        finally:
+            self._shaking_hands = False
         return False
 
     async def _serve(self) -> None:
@@ -152,7 +166,10 @@ class FastConnection:
                     break
         except Refused as refused:
             await self.refuse(refused)
-        await self._linger()
+        if not self._looks_whole:
+            await self._linger()
+        if not self._cut:
+            await self.wire.say_goodbye()
 
     async def _hand_on(self, read: bytes) -> None:
         """Have the other door's connection go on from here."""
@@ -165,6 +182,8 @@ class FastConnection:
         """The server goes down: close, unless a request is under way."""
         if self._reading:
             self.wire.wake()
+        elif self._shaking_hands:
+            self.cancel()
 
     def _left(self) -> None:
         """The client has left; what it sent before is still read where no answer is under way."""
@@ -243,7 +262,7 @@ class FastConnection:
                     return parts[0] if len(parts) == 1 else b"".join(parts)
                 part = await self.read_body()
         except Refused as refused:
-            self._refused = True
+            self._refused = self.closing = True
             raise Rejected(Kind.BAD_REQUEST, refused.message, status=refused.status) from None
         self._left()
         await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
@@ -259,6 +278,8 @@ class FastConnection:
         if guard.stage != "body":
             return b""
         part = guard.take_body()
+        if guard.pending_bytes and not guard.body_over:
+            await trio.lowlevel.checkpoint()  # many small chunks were read at once: others get their turn
         while not part and not guard.body_over:
             data = await self._more_body()
             if not data:
@@ -304,7 +325,8 @@ class FastConnection:
         """
         self.wire.finish()
         guard, limit = self._guard, self.house.limits.body_bytes_max
-        stray = guard.pending_bytes or self._refused or self.wire.read_now()
+        # read in any case: if the server goes down, nothing more is
+        stray = self.wire.read_now() or guard.pending_bytes or self._refused
         if guard.stage != "body" and not stray:
             return
         seconds = STRAY_SECONDS if self._refused else self.house.settings.body_seconds_min
@@ -316,7 +338,7 @@ class FastConnection:
 
     def _answer(self) -> Awaitable[bool]:
         """Note what the head that was read says of its answer; gives what answers, true if all of it was sent."""
-        guard = self._guard
+        guard, self._cut = self._guard, True
         head = guard.head
         assert head is not None  # noqa: S101 - for the type checker
         headers = head.headers
@@ -334,8 +356,8 @@ class FastConnection:
 
     def _next_request(self) -> bool:
         """The answer is complete: make ready for another request; false if none may follow."""
-        guard = self._guard
-        if self.closing or self._gone or guard.stage != "read":
+        guard, self._cut = self._guard, False
+        if self.closing or self._gone or guard.stage != "read" or self.house.going_down:
             return False
         guard.next_request()
         self._answered += 1
@@ -375,13 +397,12 @@ class FastConnection:
         return reply.complete
 
     async def _let_app_answer(self, head: Head, request_id: str | None) -> bool:
-        scope = scope_of(
-            head,
-            self.house.state,
-            tls=isinstance(self.stream, trio.SSLStream),
-            client=self.wire.sock.getpeername()[:2],
-            server=self.wire.sock.getsockname()[:2],
-        )
+        try:
+            client, server = self.wire.sock.getpeername()[:2], self.wire.sock.getsockname()[:2]
+        except OSError:  # the client has reset the connection
+            raise Gone from None
+        tls = isinstance(self.stream, trio.SSLStream)
+        scope = scope_of(head, self.house.state, tls=tls, client=client, server=server)
         if request_id is not None:
             scope[REQUEST_ID] = request_id
         answer = AppAnswer(self, head)
@@ -429,6 +450,7 @@ class FastConnection:
         """Answer a request that is let go no further."""
         self._refused = self.closing = True
         await self.wire.send(self.house.refusal(refused, self._guard))
+        self._cut = False
 
     def cancel(self) -> None:
         """Cancel the request, and with it the connection."""

@@ -4,8 +4,9 @@ Two parsers that disagree about where a request ends are how requests are smuggl
 behind us (h11) takes obs-fold, bare LF and `Transfer-Encoding` beside `Content-Length`. So this one decides:
 
 - llhttp (httptools) parses the head, as it arrives; what it refuses never goes on. What it allows and we do
-  not (absolute targets, `..`, a second credential, `Upgrade: h2c` …) is checked here.
-- A head goes on whole, and only once all of it has been checked.
+  not (absolute targets, `..`, a second credential, a websocket with a body …) is checked here.
+- A head goes on whole, and only once all of it has been checked; but for a wish to speak something else than HTTP or
+  a websocket, which is ignored: the parser behind would stand still at it.
 - A body goes on up to its very last byte and not one further: what follows is held back until the answer to
   this request is complete. So the parser behind us never holds two requests at once, and the connection can
   go on reading (and notice that the client has left) while an answer is under way.
@@ -15,12 +16,15 @@ that needs no parser behind this one reads `head` once the head was taken, and t
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
 import httptools
 import msgspec
 from attrs import define, field
+
+from proxy.doors.chunks import Chunks
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """All others that llhttp knows (CONNECT, PRI, SOURCE …) mean protocols that are not spoken here."""
@@ -46,6 +50,8 @@ _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(
 _LENGTH: Final = re.compile(r"[0-9]{1,15}")
 _PLAIN_PATH: Final = re.compile(rb"(?:/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
 """Paths in which there is nothing to check; nearly all are such."""
+_WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
+"""Sixteen bytes in base64."""
 _PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -56,12 +62,14 @@ class Refused(Exception):
     Args:
         status: HTTP status.
         message: a sentence for whoever wrote the client; it repeats nothing of what was sent.
+        headers: more of them for the answer, by lower-case name.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.headers = headers or {}
 
 
 _REASONS: Final = {
@@ -81,6 +89,7 @@ def refusal(refused: Refused, request_id: str | None = None) -> bytes:
         b"content-type: application/json",
         b"content-length: %d" % len(body),
         b"connection: close",
+        *(f"{name}: {value}".encode("ascii") for name, value in refused.headers.items()),
     ]
     if request_id is not None:
         lines.append(b"x-request-id: " + request_id.encode("ascii"))
@@ -111,18 +120,19 @@ class Head(msgspec.Struct, eq=False, gc=False):
         target: path and query as they were sent.
         version: `1.0` or `1.1`.
         headers: by lower-case name; those that came several times are joined with `, `.
+        raw: as it goes on.
     """
 
     method: str
     target: str
     version: str
     headers: dict[str, str]
-    _raw: bytes
+    raw: bytes
 
     @property
     def fields(self) -> list[tuple[str, str]]:
         """The headers one by one, in order; only an app wants them so."""
-        return _fields(_lines(self._raw)[1:])
+        return _fields(_lines(self.raw)[1:])
 
 
 class _Body(msgspec.Struct, eq=False):
@@ -160,15 +170,16 @@ class Guard:
     _skipped: bool = False
     _left: int | None = None
     """Bytes of the body still to come; `None` where it is chunked."""
-    _tail: bytes = b""
+    _chunks: Chunks = field(init=False)
+    """Of a chunked body."""
     _framing: int = 0
     """Bytes of a chunked body so far that are not body."""
     _raw_head: bytes = b""
-    _body: _Body = field(factory=_Body)
+    _body: _Body = field(init=False)
     _parser: httptools.HttpRequestParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self._body)
+        self._begin_parsing()
 
     @property
     def pending_bytes(self) -> int:
@@ -239,7 +250,7 @@ class Guard:
         """The answer is complete: another request may come."""
         assert self.stage == "read", self.stage  # noqa: S101 - our own mistake
         self.stage, self.body_bytes = "head", 0
-        self._fed, self._skipped, self._tail, self._framing = 0, False, b"", 0
+        self._fed, self._skipped, self._framing = 0, False, 0
         self._raw_head, self.head = b"", None
         # a parser of its own for each: nothing of one request is left when the next begins
         self._body = _Body()
@@ -248,6 +259,10 @@ class Guard:
     def upgrade(self) -> None:
         """The websocket was granted: from here on bytes pass as they are."""
         self.stage = "upgraded"
+
+    def _begin_parsing(self) -> None:
+        self._body = _Body()
+        self._parser = httptools.HttpRequestParser(self._body)
 
     def _take_head(self) -> bytes:
         if self._pending[0] == 0x0D and not self._skip_empty_line():
@@ -264,9 +279,19 @@ class Guard:
         self._raw_head = raw = self._cut(end)
         self._parse(raw[fed:])
         head = _checked(raw)
-        self.stage, self._left = _what_follows(head)
+        if "upgrade" not in head.headers:
+            self.stage, self._left = _what_follows(head)
+        elif _asks_for_websocket(head):
+            self.stage, self._left = "upgrading", None
+        else:
+            head = _without_upgrade(head)
+            self.stage, self._left = _what_follows(head)
+            self._begin_parsing()
+            self._parse(head.raw)  # from such a head on, httptools would take nothing more for this request's
+        if self._left is None:
+            self._chunks = Chunks()
         self.head = head
-        return raw
+        return head.raw
 
     def _skip_empty_line(self) -> bool:
         """Drop one empty line before a request (RFC 9112 §2.2); false if the line must still arrive."""
@@ -289,29 +314,22 @@ class Guard:
         return taken
 
     def _take_chunked(self) -> tuple[bytes, list[bytes]]:
-        """Let llhttp find the end of a chunked body without ever showing it a byte of what follows.
+        """Have llhttp read some of a chunked body, without ever showing it a byte of what follows.
 
         Gives the bytes as they came, and the parts of the body in them.
-
-        Such a body always ends with an empty line. Fed in pieces that end where an empty line does, llhttp
-        reports the end exactly at the end of a piece.
         """
-        window = self._tail + self._pending
-        begun = at = len(self._tail)
-        while at < len(window) and not self._body.complete:
-            border = window.find(_END_OF_LINES, max(0, at - 3))
-            end = len(window) if border < 0 else border + 4
-            self._parse(window[at:end])
-            at = end
-        self._tail = window[max(0, at - 3) : at]
-        if self._body.complete:
-            self.stage = "read"
+        size = self._chunks.follow(self._pending)
+        self._parse(self._pending[:size])
+        if self._body.complete != self._chunks.over:
+            raise Refused(400, "The request's chunks can be read in two ways.")
         parts, self._body.parts = self._body.parts, []
         body_bytes = sum(map(len, parts))
-        self._framing += at - begun - (FRAMING_PER_BYTE + 1) * body_bytes
+        self._framing += size - (FRAMING_PER_BYTE + 1) * body_bytes
         if self._framing > self.header_bytes_max:
             raise Refused(400, "The body has more framing than content.")
-        return self._cut(at - begun), parts
+        if self._body.complete:
+            self.stage = "read"
+        return self._cut(size), parts
 
     def _parse(self, piece: bytes) -> None:
         try:
@@ -413,20 +431,40 @@ def check_target(target: bytes) -> None:
         raise Refused(400, "The path holds empty or dotted segments.")
 
 
-def _check_upgrade(method: str, version: str, headers: dict[str, str]) -> None:
-    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    if headers["upgrade"].lower() != "websocket" or "upgrade" not in tokens:
-        raise Refused(400, "The only upgrade offered is to websocket; speak HTTP/1.1.")
-    if method != "GET" or version != "1.1" or "content-length" in headers or "transfer-encoding" in headers:
+def _asks_for_websocket(head: Head) -> bool:
+    """Whether the upgrade that a head asks for is to a websocket; any other is ignored (RFC 9110 §7.8).
+
+    Raises:
+        Refused: it is, but not as it should be; the parser behind would refuse it without a word.
+    """
+    headers, wanted = head.headers, head.headers["upgrade"].lower()
+    if "websocket" not in {token.strip() for token in wanted.split(",")} or head.version == "1.0":
+        return False
+    # of several connection headers the parser behind knows the last one only
+    options = dict(head.fields).get("connection", "").lower()
+    if wanted != "websocket" or "upgrade" not in {token.strip() for token in options.split(",")}:
+        raise Refused(400, "A websocket is asked for alone, and the connection header says so.")
+    if head.method != "GET" or "content-length" in headers or "transfer-encoding" in headers:
         raise Refused(400, "A websocket is asked for by a GET without a body.")
+    if headers.get("sec-websocket-version") != "13":
+        message = "The only version of websockets spoken here is 13."
+        raise Refused(400, message, {"sec-websocket-version": "13"})
+    if not _WEBSOCKET_KEY.fullmatch(headers.get("sec-websocket-key", "")):
+        raise Refused(400, "The sec-websocket-key is not 16 bytes in base64.")
+    return True
+
+
+def _without_upgrade(head: Head) -> Head:
+    """Leave out the wish for an upgrade, so that nobody behind makes anything of it."""
+    lines = [line for line in head.raw[:-4].split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
+    headers = {name: value for name, value in head.headers.items() if name != "upgrade"}
+    raw = b"\r\n".join([*lines, b"", b""])
+    return Head(head.method, head.target, head.version, headers, raw)
 
 
 def _what_follows(head: Head) -> tuple[Stage, int | None]:
     """Check what a head says of what follows; gives the next stage, and the body's length (`None`: chunks)."""
     headers = head.headers
-    if "upgrade" in headers:
-        _check_upgrade(head.method, head.version, headers)
-        return "upgrading", None
     coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if coding is not None:
         if length is not None or head.version != "1.1" or coding.lower() != "chunked":

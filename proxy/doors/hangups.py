@@ -59,10 +59,11 @@ class EpollHangups:
     def add(self, sock: trio.socket.SocketType, left: Left) -> None:
         """Call `left` when the client has left."""
         descriptor = sock.fileno()
-        self._left[descriptor] = left
+        # first what the system may refuse: what was not registered cannot be removed
         self._epoll.register(
             descriptor, select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLET
         )
+        self._left[descriptor] = left
 
     def remove(self, sock: trio.socket.SocketType) -> None:
         """Forget a connection that is about to be closed; what was noticed and not told yet goes with it."""

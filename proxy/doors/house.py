@@ -80,15 +80,15 @@ class House:
         request_id = self.new_id() if self.new_id is not None else None
         if self.door is None or guard is None or request_id is None:
             return refusal(refused, request_id)
-        target, headers = guard.asked
+        target, sent = guard.asked
         path, _, query = target.partition("?")
-        dialect = dialect_asked(path, query, headers)
+        dialect = dialect_asked(path, query, sent)
         if dialect == "openai_chat":
             return refusal(refused, request_id)
         failure = Rejected(Kind.BAD_REQUEST, refused.message, status=refused.status)
         wording = self.door.gateway.dialects[dialect].error(failure, request_id)
-        named_headers = named(request_id, dialect) | dict(wording.headers) | {"connection": "close"}
-        return whole(wording.status, named_headers, wording.body)
+        headers = named(request_id, dialect) | dict(wording.headers) | {"connection": "close"}
+        return whole(wording.status, headers | dict(refused.headers), wording.body)
 
     def failed(self, error: BaseException) -> None:
         """Log an error of a connection: its kinds and where it came from, never what it says or was sent."""

@@ -110,8 +110,10 @@ class Http2:
         seconds = self.house.settings.write_seconds
         self._wire = TlsWire(self.stream, seconds, lambda: None)
         try:
+            # outside of the nursery, which would wrap what is raised if the client is gone
+            peer, own = self._wire.sock.getpeername(), self._wire.sock.getsockname()
             async with trio.open_nursery() as nursery:
-                self._protocol = self._new_protocol(nursery)
+                self._protocol = self._new_protocol(nursery, peer, own)
                 with contained(self.house.failed):
                     await self._protocol.initiate()
                     await self._read()
@@ -121,8 +123,8 @@ class Http2:
         finally:
             self._wire.close()
 
-    def _new_protocol(self, nursery: trio.Nursery) -> _Protocol:
-        house, sock = self.house, self._wire.sock
+    def _new_protocol(self, nursery: trio.Nursery, peer: Any, own: Any) -> _Protocol:
+        house, family = self.house, self._wire.sock.family
         app: Any = house.app  # called by `_Streams`, with fewer arguments than hypercorn's own wrappers take
         streams: Any = _Streams(house, nursery, self)  # never entered
         return _Protocol(
@@ -132,8 +134,8 @@ class Http2:
             streams,
             ConnectionState(house.state.copy()),
             True,
-            parse_socket_addr(sock.family, sock.getpeername()),
-            parse_socket_addr(sock.family, sock.getsockname()),
+            parse_socket_addr(family, peer),
+            parse_socket_addr(family, own),
             self._on_event,
         )
 

@@ -6,14 +6,16 @@ requests branch off in `asgi_http_class`, before Quart makes anything of them: o
 the whole life of such a request, inside one nursery.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Blueprint, Response, request
+from quart import Blueprint, Request, Response, request
+from quart.wrappers.request import Body
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
+from quart_trio.wrappers.request import TrioBody, TrioRequest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from proxy.doors.fork import REQUEST_ID, Door, Log, Respond, Whole, fork
@@ -21,7 +23,7 @@ from proxy.doors.heads import checked
 from proxy.doors.house import places
 from proxy.doors.reply import DoorReply
 from proxy.doors.request import DoorRequest
-from proxy.doors.routes import Refusal, dialect_of, route
+from proxy.doors.routes import Refusal, dialect_of
 from proxy.errors import Failure, Kind, Rejected
 from proxy.gateway import Gateway
 from proxy.types import Path
@@ -41,6 +43,32 @@ _SENTENCES: Final = {
     Kind.WRONG_METHOD: "{} is not offered; see the allow header.",
     Kind.TOO_LARGE: "The body of {} is too large.",
 }
+
+
+class _Body(TrioBody):
+    """A body that knows whether anybody wants it."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self.wanted = trio.Event()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self._want()
+        return super().__await__()
+
+    def __aiter__(self) -> Body:
+        self._want()
+        return super().__aiter__()
+
+    def _want(self) -> None:
+        if self._must_raise is None:  # else it is refused by its announced length
+            self.wanted.set()
+
+
+class _Request(TrioRequest):
+    """A request to a page."""
+
+    body_class = _Body
 
 
 class _Connection(TrioASGIHTTPConnection):
@@ -63,6 +91,14 @@ class _Connection(TrioASGIHTTPConnection):
         else:
             scope[REQUEST_ID] = asked.id
             await super().__call__(receive, send)
+
+    async def handle_messages(  # type: ignore[override]  # quart_trio's own has the nursery too
+        self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
+    ) -> None:
+        """Pass the body on; Quart asks for it at once, and then there would be a 100 before any routing."""
+        if "expect" in request.headers and isinstance(request.body, _Body):
+            await request.body.wanted.wait()
+        await super().handle_messages(nursery, request, receive)
 
     async def _respond(self, path: Path, asked: DoorRequest, send: Any) -> None:
         door = self.app.door
@@ -92,11 +128,11 @@ class _Upgrade(TrioASGIWebsocketConnection):
         """Refuse it."""
         scope: Any = self.scope
         door, asked = self.app.door, _request_of({**scope, "method": "GET"}, receive, self.app.door)
-        found = route(asked.method, asked.path, asked.query)
-        if not isinstance(found, Refusal):
+        found = fork(door, asked)
+        if not isinstance(found, Whole):
             failure = Rejected(Kind.UNKNOWN_ROUTE, "This route takes no websockets.")
-            found = Refusal(dialect_of(asked.path, asked.headers), failure)
-        await _send_whole(send, door.worded(found, asked), upgrade=True)
+            found = door.worded(Refusal(dialect_of(asked.path, asked.headers), failure), asked)
+        await _send_whole(send, found, upgrade=True)
 
 
 def _request_of(scope: Any, receive: Any, door: Door) -> DoorRequest:
@@ -127,6 +163,7 @@ async def _send_whole(send: Any, whole: Whole, *, upgrade: bool = False) -> None
 class DoorApp(QuartTrio):
     """QuartTrio with our fork in front, and our errors behind."""
 
+    request_class = _Request
     asgi_http_class = _Connection
     asgi_websocket_class = _Upgrade
     door: Door

@@ -25,7 +25,7 @@ from proxy.doors.connection import Connection
 from proxy.doors.fast_door import FastConnection
 from proxy.doors.fork import Door, Log
 from proxy.doors.hangups import hangups
-from proxy.doors.house import App, House
+from proxy.doors.house import App, House, contained
 from proxy.doors.wire import Stream
 
 Address = tuple[str, int]
@@ -122,7 +122,8 @@ async def _serve(
     kind = FastConnection if house.settings.door == "fast" else Connection
 
     async def handle(stream: Stream) -> None:
-        await kind(house, stream).run()
+        with contained(house.failed):  # even to begin with a connection the system may refuse
+            await kind(house, stream).run()
 
     addresses = [_address(listener) for listener in listeners]
     house.alarms, house.hangups = Alarms(house.failed), hangups(house.failed)
@@ -152,7 +153,8 @@ def _listeners(
     if ssl_context is None:
         return list(plain)
     ssl_context.set_alpn_protocols([*(["h2"] if settings.http2 else []), "http/1.1"])
-    return [trio.SSLListener(one, ssl_context, https_compatible=True) for one in plain]
+    # not `https_compatible`, which would close without TLS's word for the end
+    return [trio.SSLListener(one, ssl_context) for one in plain]
 
 
 def _address(listener: trio.SocketListener | trio.SSLListener[trio.SocketStream]) -> Address:

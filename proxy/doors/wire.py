@@ -19,6 +19,9 @@ from proxy.readiness import Watch, readiness
 AT_ONCE_MAX: Final = 16
 """After so many reads and sends that did not wait, others get their turn (and cancellation is seen)."""
 
+GOODBYE_SECONDS: Final = 1.0
+"""A client that has no room for two dozen bytes hears no goodbye."""
+
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -84,6 +87,10 @@ class Wire(Protocol):
         """Say that nothing more will be sent."""
         ...
 
+    async def say_goodbye(self) -> None:
+        """Close after the end of an answer, and over TLS say so; waits for nobody's goodbye."""
+        ...
+
     def close(self, *, reset: bool = False) -> None:
         """Close at once; with `reset` the kernel forgets what it could not deliver. May be called again."""
         ...
@@ -95,6 +102,15 @@ def close(sock: trio.socket.SocketType, *, reset: bool) -> None:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
     sock.close()
+
+
+async def say_goodbye(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    """Close with TLS's own word for the end, without which an end cannot be told from a cut; waits for no reply."""
+    with (
+        trio.move_on_after(GOODBYE_SECONDS),
+        suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError),
+    ):
+        await stream.aclose()
 
 
 @define(eq=False)
@@ -200,6 +216,10 @@ class PlainWire:
         with suppress(OSError):
             self.sock.shutdown(trio.socket.SHUT_WR)
 
+    async def say_goodbye(self) -> None:
+        """Close after the end of an answer."""
+        self.close()
+
     def close(self, *, reset: bool = False) -> None:
         """Close at once."""
         if self._descriptor >= 0:
@@ -271,10 +291,17 @@ class TlsWire:
         """Nothing here knows of the socket but its stream."""
 
     def finish(self) -> None:
-        """TLS has no such word that clients would read as an end; what was sent says where it ends."""
+        """Said with the goodbye: on this side of TLS nothing can be read any more after it."""
+
+    async def say_goodbye(self) -> None:
+        """Close after the end of an answer, and say so."""
+        if not self._closed:
+            self._before_close()
+            self._closed = True
+            await say_goodbye(self._stream)
 
     def close(self, *, reset: bool = False) -> None:
-        """Close at once, without TLS's goodbye: every answer says where it ends."""
+        """Close at once, without TLS's goodbye, as where an answer was cut."""
         if not self._closed:
             self._before_close()
             self._closed = True

@@ -13,6 +13,7 @@ No attempt is begun for a client that is gone.
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any, Final, NoReturn, Protocol
@@ -37,6 +38,18 @@ KINDS: Final[Mapping[str, ModuleType]] = {"openai": openai, "anthropic": anthrop
 
 ERROR_SECONDS: Final = 5.0
 """How long an error answer may take to arrive; what is there by then is read."""
+
+CATCH_UP_SECONDS: Final = 2.0
+"""How long the rest of an answer is read that a client kept us from reading before it left."""
+
+CATCH_UP_BYTES: Final = 2**23
+"""And how much of it: more than that, buffers on the way hardly hold."""
+
+ROUND_TRIP_SECONDS: Final = 0.25
+"""So long it takes at most until what a provider has in store arrives."""
+
+PRESENT_BYTES: Final = 4096
+"""Pieces of an answer are smaller while it is being written."""
 
 NEVER: Final = -1
 """No number of frames: whatever the meter has seen is new."""
@@ -184,12 +197,11 @@ class Attempts:
                 raise UpstreamFailed(Kind.UPSTREAM_ERROR, "The client is gone.", try_another=False)
             untried.remove(offer)
             try:
-                self._answer = await self._attempt(offer, now)
+                self._answer = await self._attempt(offer, now, fresh=id(offer) in again)
             except ConnectionWasStale as stale:
                 failed = stale
-                if (
-                    id(offer) not in again
-                ):  # it says nothing about the account: once more, on a new connection
+                if id(offer) not in again:
+                    # it says nothing about the account: once more, on a new connection
                     again.add(id(offer))
                     untried.insert(0, offer)
             except UpstreamFailed as failure:
@@ -209,10 +221,14 @@ class Attempts:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._answer is not None:
+        answer = self._answer
+        if answer is not None:
             if isinstance(exc, StreamBroken):  # it may quote an error in mid-stream, and that a credential
-                exc.message = scrub(exc.message, self._up.private(self._answer.offer))
-            await self._answer.aclose()
+                exc.message = scrub(exc.message, self._up.private(answer.offer))
+            elif isinstance(exc, trio.Cancelled) and answer.behind and self._reply.client_gone:
+                self._reply.mute_when_gone(mute=True)
+                await answer.catch_up()
+            await answer.aclose()
 
     def _has_left(self, failed: UpstreamFailed | None) -> bool:
         """Close the attempt before in the books, and see whether the client is gone.
@@ -224,8 +240,13 @@ class Attempts:
         self._reply.mute_when_gone(mute=False)  # cancels the request if the client is gone
         return self._reply.client_gone
 
-    async def _attempt(self, offer: Offer, began: float) -> "OpenAnswer":
+    async def _attempt(self, offer: Offer, began: float, *, fresh: bool) -> "OpenAnswer":
         """Send the request to one account, and wait until it begins to answer.
+
+        Args:
+            offer: of the account.
+            began: the time now.
+            fresh: on a new connection.
 
         Raises:
             UpstreamFailed, Rejected: it did not; its connection is closed.
@@ -246,7 +267,7 @@ class Attempts:
         self._status, exchange = 0, None
         try:
             await self._hold.may_be_sent()
-            exchange = await up.client.send(call, partial(self._sending, offer), until)
+            exchange = await up.client.send(call, partial(self._sending, offer), until, fresh=fresh)
             self._status = exchange.status
             self._hold.answered(exchange.status, _upstream_id(offer, exchange))
             if not 200 <= exchange.status < 300:
@@ -380,6 +401,9 @@ class OpenAnswer:
 
     Idle is the time spent waiting for the provider without any new content; pings do not count as content,
     and the time in which a slow client keeps us from reading does not count as idle.
+
+    Attributes:
+        behind: the client keeps us from reading on; the provider may have written more than was seen.
     """
 
     offer: Offer
@@ -393,6 +417,7 @@ class OpenAnswer:
     _now: Callable[[], float]
     status: int = field(init=False)
     headers: Mapping[str, str] = field(init=False)
+    behind: bool = field(default=False, init=False)
     _idle_left: float = field(init=False)
     _frames: int = field(default=NEVER, init=False)
     """Content that had gone by when idle time last began; the first wait begins it."""
@@ -400,6 +425,7 @@ class OpenAnswer:
     _take: Take = field(init=False)
     _handing: bool = field(default=False, init=False)
     _waiting_since: float = field(init=False)
+    """From when on idle time is to be counted."""
     _declined: bool = field(init=False)
     _fresh: bool = field(init=False)
     """Content has come while we waited, so the deadline that was set is not the one that counts."""
@@ -427,9 +453,10 @@ class OpenAnswer:
             StreamBroken: the connection broke, or no content came for too long.
         """
         self._take = take
+        self._waiting_since = self._now()
         try:
             while True:
-                # what is here already needs no deadline
+                # what is here already need not be waited for
                 chunk, self._kept = self._kept or self._exchange.ready(), b""
                 if chunk is None:
                     chunk = await self._wait()
@@ -451,22 +478,30 @@ class OpenAnswer:
         return more
 
     async def _wait(self) -> bytes | None:
-        """Read on under the deadlines; `b""` at the end, or where it should have come; `None`: declined."""
+        """Read on under the deadlines; `b""` at the end, or where it should have come; `None`: declined.
+
+        A provider that always has something to read comes by here now and then as well.
+        """
         while True:
-            self._note_content()
-            self._waiting_since, self._declined, self._fresh = self._now(), False, False
-            until = min(self._waiting_since + self._idle_left, self._ends_at, self._close_at)
-            chunk = await self._exchange.read(until, self._take_meanwhile)
-            self._idle_left = max(self._idle_left - (self._now() - self._waiting_since), 0.0)
-            if chunk is None and self._declined:
-                return None
-            if chunk is not None:
+            now = self._count_idle()
+            self._declined = self._fresh = False
+            until = min(now + self._idle_left, self._ends_at, self._close_at)
+            chunk = await self._exchange.read(until, self._take_meanwhile) if now < until else None
+            self._count_idle()
+            if chunk is not None or self._declined:
                 return chunk
             if self._is_closing:
                 return b""
             if not self._fresh:
-                message = "The provider's answer came to a standstill."
-                raise StreamBroken(Kind.TIMEOUT, message, ending=Ending.STALLED)
+                raise _standstill()
+
+    def _count_idle(self) -> float:
+        """Take what has passed without content from the time that is left for that; gives the time."""
+        now = self._now()
+        if not self._note_content():
+            self._idle_left = max(self._idle_left - (now - self._waiting_since), 0.0)
+        self._waiting_since = now
+        return now
 
     def _take_meanwhile(self, chunk: bytes) -> bool:
         """Hand on what comes while `_wait` waits; new content makes the wait begin anew."""
@@ -481,10 +516,48 @@ class OpenAnswer:
         if self._meter.content_frames == self._frames:
             return False
         self._frames, self._idle_left = self._meter.content_frames, self._idle_seconds
+        self._close_at = math.inf  # what seemed to be the end was none
         return True
 
+    async def in_time(self, writing: Awaitable[None], *, more: bool) -> None:
+        """Wait for a client that reads slowly, but no longer than an answer may take.
+
+        Args:
+            writing: what to wait for.
+            more: of the answer would be taken, if the client did not keep us from it.
+
+        Raises:
+            StreamBroken: it took longer; by then nothing more can be written.
+        """
+        self.behind = more
+        with trio.move_on_at(self._ends_at) as patience:
+            await writing
+        if patience.cancelled_caught:
+            raise _standstill()
+        self.behind = False
+
+    async def catch_up(self) -> None:
+        """Take what was written while a client that has left kept us from reading: it was generated, and is billed.
+
+        As long as there is more than a moment's worth at a time, we are behind.
+        """
+        with trio.move_on_after(CATCH_UP_SECONDS, shield=True), suppress(StreamBroken):
+            size, left = PRESENT_BYTES, CATCH_UP_BYTES
+            while size >= PRESENT_BYTES and left > 0:
+                chunk = self._exchange.ready()
+                if chunk is None:
+                    chunk = await self._exchange.read(self._now() + ROUND_TRIP_SECONDS)
+                    size = len(chunk or b"")
+                if not chunk or not self._hand(chunk):
+                    return
+                left -= len(chunk)
+
     def expect_close(self) -> None:
-        """The terminal event was seen: the provider has a moment to close, then the answer is over."""
+        """The terminal event was seen: the provider has a moment to close, then the answer is over.
+
+        Unless there is more content after all.
+        """
+        self._note_content()
         if not self._is_closing:
             self._close_at = self._now() + self._config.deadlines.close_seconds
 
@@ -505,6 +578,11 @@ def _upstream_id(offer: Offer, exchange: Exchange) -> str | None:
         if value and value.isascii() and value.isprintable():
             return value[:200]
     return None
+
+
+def _standstill() -> StreamBroken:
+    message = "The provider's answer came to a standstill."
+    return StreamBroken(Kind.TIMEOUT, message, ending=Ending.STALLED)
 
 
 def _timed_out() -> UpstreamFailed:

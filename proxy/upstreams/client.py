@@ -108,7 +108,9 @@ class HttpClient:
             self._proxied = Proxied(self.proxy, context, self.connect_seconds, self.bounds)
             self.http = self._proxied.http
 
-    async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
+    async def send(
+        self, call: Call, sending: Callable[[], None], until: float = inf, *, fresh: bool = False
+    ) -> Exchange:
         """See `Client.send`."""
         if self._transport is None:
             assert self._proxied is not None  # noqa: S101 - for the type checker
@@ -122,12 +124,17 @@ class HttpClient:
         head = f"{target.first}content-length: {len(call.body)}\r\n{lines}\r\n".encode("latin-1")
         origins = self._transport.origins
         began = origins.now()
+        if fresh:
+            origins.close_kept(target.address)
         try:
             connection = origins.lend_kept(target.address, began)
             if connection is None:
                 seconds = min(self.connect_seconds, until - began)
                 connection = await origins.lend(target.address, seconds, seconds)
                 began = origins.now()
+                if began >= until:  # nobody would wait for what is sent now
+                    connection.keep()
+                    raise NotInTime
             return await ask(connection, head, call.body, sending, until)
         except NoAnswer as error:
             raise _unanswered(error, origins.now() - began) from error
@@ -164,6 +171,11 @@ class HttpClient:
             self._lines.clear()
         self._lines[headers] = lines
         return lines
+
+    def forget_idle(self) -> None:
+        """Close connections that were kept for too long; to be called now and then, for when nothing is asked."""
+        if self._transport is not None:
+            self._transport.origins.expire()
 
     async def aclose(self) -> None:
         """Close all connections."""

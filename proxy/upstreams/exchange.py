@@ -80,13 +80,16 @@ class Exchange(Protocol):
 class Client(Protocol):
     """Whatever can reach a provider; `HttpClient`, or a fake."""
 
-    async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
+    async def send(
+        self, call: Call, sending: Callable[[], None], until: float = inf, *, fresh: bool = False
+    ) -> Exchange:
         """Send a request and wait for the status line.
 
         Args:
             call: what to send.
             sending: called once, just before the first byte of it leaves; never, if no connection came about.
             until: when the status line has to be here; on trio's clock.
+            fresh: on a new connection; those that were kept for that provider are closed, for one was stale.
 
         Raises:
             NotInTime: it was not.

@@ -43,11 +43,13 @@ class Bounds:
 
     Attributes:
         connections_max: to one origin, in use and kept.
+        open_max: to all origins; where there are as many, a kept one is closed for each new one.
         kept_max: idle ones that are kept, over all origins.
         kept_seconds: how long.
     """
 
     connections_max: int = CONNECTIONS_MAX
+    open_max: int = CONNECTIONS_MAX
     kept_max: int = KEPT_MAX
     kept_seconds: float = KEPT_SECONDS
 
@@ -160,6 +162,8 @@ class Origins:
             connection = self._from_kept(origin, self.now())
             if connection is None:
                 self._may_be_used()
+                if self._kept and len(self._all) >= self.bounds.open_max:
+                    next(iter(self._kept)).close()
                 wire = await self._dial(address, connect_seconds)
                 connection = Connection(wire, self, origin)
                 self._all.add(connection)
@@ -170,6 +174,16 @@ class Origins:
             connection.close()
             self._may_be_used()
         return connection
+
+    def close_kept(self, address: Address) -> None:
+        """Close what is kept for one origin: whatever has ended one connection may have ended all of them."""
+        origin = self._origins.get(address)
+        while origin is not None and origin.kept:
+            origin.kept[0].close()
+
+    def expire(self) -> None:
+        """Close what was kept for too long; that is done as others are kept, too, but not while nothing is asked."""
+        self._expire(self.now())
 
     def close(self) -> None:
         """Close all connections, those in use as well; whoever reads from one is told that it broke."""
@@ -209,14 +223,17 @@ class Origins:
         return None
 
     def _keep(self, connection: Connection) -> None:
-        kept, bounds = self._kept, self.bounds
+        kept = self._kept
         connection._kept_at = now = self.now()  # noqa: SLF001
         origin = connection._origin  # noqa: SLF001
         origin.kept.append(connection)
         kept[connection] = None
         origin.slots.release()
-        good_since = now - bounds.kept_seconds
-        while kept and (len(kept) > bounds.kept_max or next(iter(kept))._kept_at < good_since):  # noqa: SLF001
+        self._expire(now)
+
+    def _expire(self, now: float) -> None:
+        kept, good_since = self._kept, now - self.bounds.kept_seconds
+        while kept and (len(kept) > self.bounds.kept_max or next(iter(kept))._kept_at < good_since):  # noqa: SLF001
             next(iter(kept)).close()
 
     def _forget(self, connection: Connection) -> None:

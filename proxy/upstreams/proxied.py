@@ -8,18 +8,20 @@ Its known faults are closed here:
 - Under its answers lie six nested async generators, and one that is left in the middle is finalised by the garbage
   collector, at some time, with a warning. So leaving an answer closes its connection first and then lets the
   generators run into that.
+- An answer that breaks off in its head is reported as one that never came. What is read is noted.
 
 A stale connection is not tried again behind our back (`retries=0`): each attempt stands in the books.
 """
 
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import ContextVar
 from math import inf
 from typing import Any, Final, cast
 
 import httpx
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.upstreams.exchange import (
@@ -68,7 +70,7 @@ class Proxied:
         self.http = plain_client(_Transport(self._proxy, self._context, self._bounds), self._connect_seconds)
 
     async def send(self, call: Call, sending: Callable[[], None], until: float = inf) -> Exchange:
-        """See `exchange.Client.send`."""
+        """See `exchange.Client.send`; which connection is taken is httpx's own affair."""
         with trio.CancelScope(deadline=until):
             return await self._send(call, sending)
         raise NotInTime
@@ -77,6 +79,7 @@ class Proxied:
         with trio.move_on_after(self._connect_seconds * STAGES) as patience:
             watch = _Watch(sending, patience)
             request = self._request(call, watch)
+            watching = _watching.set(watch)
             try:
                 return _Exchange(await self.http.send(request, stream=True, auth=None))
             except httpx.HTTPError as error:
@@ -86,6 +89,8 @@ class Proxied:
             except BaseException:
                 watch.close()
                 raise
+            finally:
+                _watching.reset(watching)
         raise unreached("The provider could not be reached in time.")
 
     def _request(self, call: Call, watch: "_Watch") -> httpx.Request:
@@ -123,6 +128,7 @@ class _Transport(httpx.AsyncHTTPTransport):
             proxy=proxy,
             retries=0,
         )
+        self._pool._network_backend = _Backend(self._pool._network_backend)  # type: ignore[assignment]  # noqa: SLF001 - no public way
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; see httpx."""
@@ -169,12 +175,15 @@ class _Watch:
     """When the first byte was about to leave."""
     fresh: Any = None
     """The connection, if it was made for this request."""
+    heard: bool = False
+    """Something was read: an answer may have begun, though httpx only says that there is none."""
 
     @property
     def was_stale(self) -> bool:
         """Whether the connection that has just failed had probably been closed before it was used."""
         return (
             self.fresh is None
+            and not self.heard
             and self.sent_at is not None
             and trio.current_time() - self.sent_at < STALE_SECONDS
         )
@@ -196,6 +205,45 @@ class _Watch:
         """Close a connection that httpx leaves open when it is cancelled during the TLS handshake."""
         if self.fresh is not None:
             self.fresh.get_extra_info("socket").close()
+
+
+_watching: Final[ContextVar[_Watch]] = ContextVar("watching")
+"""What the present task has asked."""
+
+
+@frozen
+class _Backend:
+    """What makes httpcore's connections, around its own: of each, the request's `_Watch` is told what it reads."""
+
+    _backend: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> "_Stream":
+        """See httpcore."""
+        return _Stream(await self._backend.connect_tcp(*args, **kwargs))
+
+
+@frozen
+class _Stream:
+    """One such connection."""
+
+    _stream: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def read(self, *args: Any, **kwargs: Any) -> bytes:
+        """See httpcore."""
+        data: bytes = await self._stream.read(*args, **kwargs)
+        if data and (watch := _watching.get(None)) is not None:
+            watch.heard = True
+        return data
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> "_Stream":
+        """See httpcore."""
+        return _Stream(await self._stream.start_tls(*args, **kwargs))
 
 
 @define(eq=False)

@@ -143,9 +143,7 @@ class Plain:
         return True
 
     def quiet(self) -> bool:
-        """See `Wire`; what the kernel has not told yet may come a moment later just as well."""
-        if not self._watch.readable:
-            return True
+        """See `Wire`. The socket itself is asked: what we were told of it is as old as the loop's last turn."""
         try:
             self._socket.recv(1)
         except BlockingIOError:
@@ -153,6 +151,10 @@ class Plain:
         except OSError:
             pass
         return False
+
+    def suspect(self) -> None:
+        """Have the next `receive` ask the socket itself: what we were told of it is as old as the loop's last turn."""
+        self._watch.readable = True
 
     def readable(self, until: float = inf, meanwhile: Meanwhile | None = None) -> Awaitable[bool]:
         """See `Wire`."""
@@ -270,6 +272,7 @@ class Tls:
     def quiet(self) -> bool:
         """See `Wire`. Messages of TLS itself may come at any time; they are taken note of, and are not data."""
         try:
+            self._plain.suspect()
             return not self._ended and self.receive() is None
         except OSError:
             return False

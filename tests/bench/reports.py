@@ -5,7 +5,7 @@ def percentiles(p50, p99):
     return {"count": 100, "mean": p50, "p50": p50, "p95": (p50 + p99) / 2, "p99": p99, "max": p99}
 
 
-def figures(*, cpu=None, events=0, answers=100, rate=100.0, first=None, stretch=None, **more):
+def figures(*, cpu=None, events=0, answers=100, rate=100.0, first=None, added=None, stretch=None, **more):
     """Of one measurement."""
     found = {
         "answers": answers,
@@ -21,6 +21,7 @@ def figures(*, cpu=None, events=0, answers=100, rate=100.0, first=None, stretch=
         "gateway_share": 0.95,
         "steal": 0.0,
         "first_byte_ms": first,
+        "added_first_ms": added,
         "gap_stretch_ms": stretch,
         "event_delay_ms": None,
         **more,

@@ -68,12 +68,12 @@ def test_lines_go_from_left_to_right():
 def full_report():
     rows = summed(
         {
-            "direct": [figures(first=percentiles(1.0, 2.0), events=100, stretch=percentiles(0.0, 0.5))],
+            "direct": [figures(added=percentiles(1.0, 2.0), events=100, stretch=percentiles(0.0, 0.5))],
             "nginx": [
-                figures(cpu=10.0, events=100, first=percentiles(1.0, 3.0), stretch=percentiles(0.0, 0.9))
+                figures(cpu=10.0, events=100, added=percentiles(1.0, 3.0), stretch=percentiles(0.0, 0.9))
             ],
             "farebox": [
-                figures(cpu=20.0, events=100, first=percentiles(1.0, 4.0), stretch=percentiles(0.0, 1.5))
+                figures(cpu=20.0, events=100, added=percentiles(1.0, 4.0), stretch=percentiles(0.0, 1.5))
             ],
         }
     )
@@ -99,9 +99,9 @@ def test_times_are_drawn_where_nothing_queues_and_also_where_nothing_was_added()
     drawn = plot.plots(found)
     assert set(drawn) == {"cpu", "rates", "first", "gaps"}
     for row in found["cases"][0]["rows"].values():
-        row["added_first_byte_ms"] = {"p99": -0.5}
+        row["added_first_ms"] = {"p99": 0.0}
     drawn = plot.plots(found)["first"]
-    assert {"nginx", "farebox", "-0.5"} <= set(texts(drawn))
+    assert {"direct", "nginx", "farebox", "0"} <= set(texts(drawn))
     assert {one.get("width") for one in bars(drawn)} == {"0.0"}
 
 

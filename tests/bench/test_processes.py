@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bench import processes
-from bench.processes import Cores, Machine, descriptors, end, pinned, running, used
+from bench.processes import Cores, Gone, Machine, children, descriptors, end, pinned, quiet, running, used
 
 
 def test_our_own_use_is_seen():
@@ -35,10 +35,20 @@ def test_children_are_counted_with_their_parent():
     assert found.cpu_seconds >= 0.25
 
 
-def test_a_process_that_has_ended_has_nothing():
-    process = subprocess.Popen([sys.executable, "-c", ""])
+def test_a_process_that_has_ended_is_gone_and_not_one_that_needs_nothing():
+    program = "import time\nwhile time.process_time() < 0.1: pass"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process.stdout.read()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(Gone, match=f"process {process.pid} has ended"):
+        used(process.pid)
+    with pytest.raises(Gone):
+        quiet(process.pid)
+    assert used(process.pid, ended=True).cpu_seconds > 0, "nobody has waited for it yet"
     process.wait()
-    assert used(process.pid).rss_bytes == 0
+    with pytest.raises(Gone):
+        used(process.pid, ended=True)
+    process.stdout.close()
 
 
 def test_a_process_ends_with_its_with(tmp_path):
@@ -47,6 +57,19 @@ def test_a_process_ends_with_its_with(tmp_path):
     ) as process:
         assert process.poll() is None
     assert process.returncode is not None
+
+
+def test_what_nobody_holds_is_ended_with_all_that_it_has_started(tmp_path):
+    with running(["sleep", "60"], core=None, log=tmp_path / "log") as kept:
+        lost = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
+        lost.stdout.readline()
+        (grandchild,) = children(lost.pid)
+        processes.end_others([child for child in children(os.getpid()) if child != lost.pid])
+        assert lost.wait(10) is not None
+        lost.stdout.close()
+        with pytest.raises(Gone):
+            quiet(grandchild, 10.0, share=-1.0)  # the kernel takes its time over it
+        assert kept.poll() is None
 
 
 def test_a_process_that_does_not_listen_is_killed(tmp_path):
@@ -83,9 +106,10 @@ def test_enough_is_left_as_it_is(monkeypatch):
 
 def test_one_core_is_not_shared_out_and_that_is_said(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    assert Cores.choose() == Cores(None, None)
-    assert Cores.choose().said == "not pinned (1 cores)"
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert Cores.choose() == Cores(None, None, 1)
+    assert Cores.choose().said == "one core for all"
+    assert Cores.choose().shared
     assert pinned(None, ["a"]) == ["a"]
 
 
@@ -94,6 +118,8 @@ def test_two_cores_are(monkeypatch):
     monkeypatch.setattr(processes.shutil, "which", lambda _name: "/usr/bin/taskset")
     assert Cores.choose() == Cores(3, 5)
     assert Cores.choose(pin=False) == Cores(None, None)
+    assert Cores.choose(pin=False).said == "not pinned (2 cores)"
+    assert not Cores.choose(pin=False).shared
     assert pinned(3, ["a"]) == ["taskset", "-c", "3", "a"]
 
 

@@ -52,6 +52,7 @@ def test_every_event_of_a_stream_arrives_with_the_time_at_which_it_was_sent(harn
     assert found["event_delay_ms"]["p50"] < 1000
     assert found["whole_answer_ms"]["p50"] >= 19 * 5
     assert found["provider_lag_ms"]["count"] == 80
+    assert (found["asked"], found["provider_requests"], found["note"]) == (4, 4, "")
 
 
 def test_a_stream_without_gaps_is_whole(harness):
@@ -69,6 +70,15 @@ def test_the_providers_own_time_is_kept(harness):
     assert found["first_byte_ms"]["p50"] >= 60.0
 
 
+def test_what_was_added_to_the_first_byte_is_all_but_the_providers_own_time(harness):
+    found = measure(harness, Shape(2, 1000, 200_000), Plan("once", 3, 5.0, warm=0.0, expect=2))
+    added = found["added_first_ms"]
+    assert added["count"] == 3
+    assert 0 < added["p50"] < 150, "the way there and back, on a machine that may be busy"
+    assert added["max"] <= found["first_byte_ms"]["max"] - 199
+    assert found["send_late_ms"]["count"] == 3
+
+
 def test_requests_come_at_their_rate_whether_answered_or_not(harness):
     found = measure(harness, Shape(1, 0, 100_000), Plan("open", 50, 0.5, warm=0.0, rate=40.0))
     assert 12 <= found["answers"] + found["cut"] <= 20, (
@@ -84,7 +94,7 @@ def test_requests_that_find_no_connection_free_are_told(harness):
 
 def test_held_streams_stay_open_for_the_window(harness):
     found = measure(harness, Shape(2, 60_000_000), Plan("hold", 5, 0.2, ramp=0.1, warm=0.0))
-    assert (found["streams_begun"], found["failed"], found["answers"]) == (5, 0, 0)
+    assert (found["streams_begun"], found["held"], found["failed"], found["answers"]) == (5, 5, 0, 0)
 
 
 def test_every_hang_up_is_seen_by_the_provider(harness):
@@ -225,13 +235,36 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
         (sources / "common.h").write_text("")
         (sources / "provider.c").write_text("this is no C")
         monkeypatch.setattr(bench_programs, "SOURCES", sources)
-        monkeypatch.setattr(bench_programs, "BUILT", sources / "build")
+        monkeypatch.setattr(bench_programs, "BUILT", (sources / "build",))
         yield
 
     with broken():
         assert programs().kind == "Python"
         with pytest.raises(RuntimeError, match=r"failed on provider\.c|no C compiler"):
             programs("c")
+
+
+@pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
+def test_where_the_sources_may_not_be_written_programs_are_built_elsewhere(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")  # a folder in a file: not even root can make it
+    closed, place = tmp_path / "file" / "build", tmp_path / "cache" / "bench"
+    monkeypatch.setattr(bench_programs, "BUILT", (closed, place))
+    found = programs("c")
+    assert [command.rpartition("-")[0] for (command,) in (found.provider, found.client)] == [
+        str(place / "provider"),
+        str(place / "client"),
+    ]
+    assert programs("c") == found
+    assert len(list(place.iterdir())) == 2, "drafts are gone, and what is built is found again"
+
+
+@pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
+def test_where_nothing_may_be_written_the_python_programs_run(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(bench_programs, "BUILT", (tmp_path / "file" / "build",))
+    assert programs().kind == "Python"
+    with pytest.raises(RuntimeError, match="no place to build at"):
+        programs("c")
 
 
 def test_bodies_in_chunks_are_taken_apart():

@@ -53,7 +53,9 @@ def test_what_was_on_and_what_was_not_is_said():
     [
         ({"harness_share": 1.0, "gateway_share": 0.5}, "provider and clients were the limit"),
         ({"failed": 7, "trouble": "answered: 500"}, "7 answers failed: answered: 500"),
-        ({"short": 2}, "2 answers failed"),
+        ({"short": 2}, "2 answers had another number of events"),
+        ({"failed": 1}, "1 answers failed: without a word"),
+        ({"note": "no stream was open"}, "no stream was open"),
         ({"cut": 3}, "3 answers were not whole in time"),
         ({"late": 4}, "4 requests found no connection free"),
         ({"hangups": 10, "hangups_seen": 9}, "1 of 10 hang-ups were not seen"),
@@ -83,7 +85,27 @@ def test_numbers_are_shown(number, digits, text):
 
 
 def test_a_report_is_saved_with_the_machine_and_found_again(tmp_path):
-    path = bench_report.save("requests", {"cases": []}, tmp_path / "results")
+    path = bench_report.save("requests", {"cases": []}, "| a | b |", tmp_path / "results")
+    assert path.with_suffix(".md").read_text() == "| a | b |\n"
     assert json.loads(path.read_text())["machine"]["cores"] >= 1
     assert bench_report.newest("requests", tmp_path / "results") == path
     assert bench_report.newest("paced", tmp_path / "results") is None
+
+
+def test_whoever_gave_no_answer_at_all_is_told():
+    silent = figures(answers=0, failed=9, trouble="connect: error 111")
+    rows = {
+        "direct": {"rounds": [figures()]},
+        "url": {"trouble": "connect: error 111", "rounds": [silent, silent]},
+        "held": {"rounds": [figures(answers=0, streams_begun=3)]},
+        "late": {"rounds": [silent, figures()]},
+    }
+    told = ["64 at once, url: no answer at all: connect: error 111"]
+    assert bench_report.unanswered(report(case(rows))) == told
+    assert bench_report.unanswered({"cases": {"requests_64": case(rows)}}) == told
+
+
+def test_a_report_can_stand_on_one_line():
+    text = bench_report.as_json({"a": [1, 2]}, indent=None)
+    assert len(text.splitlines()) == 1
+    assert json.loads(text)["a"] == [1, 2]

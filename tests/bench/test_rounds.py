@@ -5,7 +5,7 @@ from attrs import evolve
 
 from bench.processes import Cores
 from bench.programs import PYTHON
-from bench.rounds import Series, median, rotated, summed
+from bench.rounds import FULL, HARNESS, OFFERED, UNHINDERED, Series, bounded, median, rotated, summed
 from bench.scenarios import SCENARIOS
 from bench.targets import NotHereError, Target
 from tests.bench.reports import figures, percentiles
@@ -31,18 +31,14 @@ def test_medians_reach_into_nested_figures_and_keep_the_first_text():
     assert median([]) == {}
 
 
-def test_added_and_ratios_are_taken_round_by_round():
+def test_ratios_are_taken_round_by_round():
     rows = summed(
         {
-            "direct": [figures(first=percentiles(1.0, 2.0)), figures(first=percentiles(10.0, 20.0))],
+            "direct": [figures(), figures()],
             "nginx": [figures(cpu=10.0), figures(cpu=30.0)],
-            "farebox": [
-                figures(cpu=100.0, first=percentiles(1.5, 4.0)),
-                figures(cpu=360.0, first=percentiles(10.5, 22.0)),
-            ],
+            "farebox": [figures(cpu=100.0), figures(cpu=360.0)],
         }
     )
-    assert rows["farebox"]["added_first_byte_ms"] == {"p50": 0.5, "p95": 1.25, "p99": 2.0}
     assert rows["farebox"]["ratio_to_nginx"]["cpu_us_per_answer"] == 11.0, "of medians it would be 11.5"
     assert rows["nginx"]["ratio_to_nginx"]["cpu_us_per_answer"] == 1.0
     assert rows["direct"]["ratio_to_nginx"] == {"answers_per_second": 1.0}
@@ -52,14 +48,49 @@ def test_added_and_ratios_are_taken_round_by_round():
 def test_without_nginx_there_are_no_ratios():
     rows = summed({"farebox": [figures(cpu=10.0)]})
     assert rows["farebox"]["ratio_to_nginx"] == {}
-    assert rows["farebox"]["added_first_byte_ms"] == {}
+
+
+def test_what_was_added_is_measured_and_not_a_difference_that_could_be_below_zero():
+    slow, quick = percentiles(1.0, 9.0), percentiles(0.5, 2.0)
+    rows = summed({"direct": [figures(added=slow)], "farebox": [figures(added=quick)]})
+    assert rows["farebox"]["added_first_ms"] == quick
+    assert rows["direct"]["added_first_ms"] == slow, "how much of it is provider and client"
+
+
+def test_of_what_went_wrong_the_worst_round_counts():
+    rounds = [
+        figures(hangups=10, hangups_seen=10, held=5),
+        figures(failed=1, cut=2, hangups=12, hangups_seen=9, held=4),
+        figures(late=3, short=4, hangups=10, hangups_seen=10, held=5),
+    ]
+    row = summed({"farebox": rounds})["farebox"]
+    assert [row[name] for name in ("failed", "short", "cut", "late")] == [1, 4, 2, 3]
+    assert (row["hangups"], row["hangups_seen"], row["held"]) == (12, 9, 4)
 
 
 def test_the_harness_was_the_limit_in_most_rounds():
     full, well = figures(harness_share=1.0, gateway_share=0.4), figures()
-    assert summed({"nginx": [full, full, well]})["nginx"]["harness_was_the_limit"]
-    assert not summed({"nginx": [full, well, well]})["nginx"]["harness_was_the_limit"]
-    assert not summed({"direct": [full]})["direct"]["harness_was_the_limit"], "it is its own ceiling"
+    assert summed({"nginx": [full, full, well]})["nginx"]["limit"] == HARNESS
+    assert not summed({"nginx": [full, well, well]})["nginx"]["limit"]
+    assert not summed({"direct": [full]})["direct"]["limit"], "it is its own ceiling"
+
+
+@pytest.mark.parametrize(
+    ("rate", "more", "said"),
+    [
+        (95.0, {"offered": 100.0}, OFFERED),
+        (85.0, {"offered": 100.0}, ""),
+        (950.0, {}, UNHINDERED),
+        (800.0, {}, ""),
+        (800.0, {"harness_share": 0.95}, FULL),
+    ],
+)
+def test_a_rate_that_something_else_held_back_is_marked_with_what_it_was(rate, more, said):
+    share, offered = more.pop("harness_share", 0.3), more.pop("offered", None)
+    own = figures(rate=rate, events=100, harness_share=share)
+    direct = figures(rate=1000.0, events=100)
+    assert bounded(own, direct, rates=True, offered=offered) == said
+    assert not bounded(own, direct, rates=False, offered=offered), "on a timetable all have the same rate"
 
 
 class Measured:
@@ -80,13 +111,13 @@ class Quietly:
         self.last = text
 
 
-def series(harness, names, **more):
+def series(harness, names, target=None, **more):
     @contextmanager
     def up(name):
         started.append(name)
         if name == "gone":
             raise NotHereError("it is not installed")
-        yield Target(name, "127.0.0.1", 1, on="everything")
+        yield evolve(target or Target(name, "127.0.0.1", 1, on="everything"), name=name)
 
     started = []
     starts = {name: (lambda name=name: up(name)) for name in names}
@@ -100,7 +131,10 @@ def test_every_target_is_measured_in_every_round_and_started_once():
     measured = [name for name, _, plan, _ in harness.asked if plan.seconds == 1.0]
     assert measured == ["direct", "farebox", "farebox", "direct"]
     assert set(found["rows"]) == {"direct", "farebox"}
-    assert run.on == {"direct": "everything", "farebox": "everything"}
+    assert run.on == {
+        "direct": "everything",
+        "farebox": "everything; its process was not named, so that its CPU time, its memory and its core are not known",
+    }
 
 
 def test_a_target_that_does_not_come_up_is_left_out_and_that_is_said():
@@ -141,7 +175,27 @@ def test_fewer_connections_are_said():
 
 def test_of_a_provider_that_is_not_ours_no_number_of_events_is_expected():
     harness = Measured()
-    with series(harness, ["url"])[0] as run:
+    with series(harness, ["mine"], Target("", "127.0.0.1", 1, ours=False))[0] as run:
         run.run(SCENARIOS["paced"].cases[0], Quietly())
     assert {plan.expect for _, _, plan, _ in harness.asked} == {0}
-    assert evolve(SCENARIOS["paced"].cases[0].fitted(1.0)[1]).expect == 350
+    with series(harness, ["direct"])[0] as run:
+        run.run(SCENARIOS["paced"].cases[0], Quietly())
+    assert {plan.expect for name, _, plan, _ in harness.asked if name == "direct"} == {0, 350}
+
+
+def test_what_another_provider_cannot_tell_is_not_measured_and_that_is_said_once():
+    run, _ = series(Measured(), ["mine"], Target("", "127.0.0.1", 1, ours=False))
+    with run:
+        assert run.run(SCENARIOS["hangup"].cases[0], Quietly())["rows"] == {}
+    assert run.said == [
+        "20 clients that leave, mine: not measured, because the provider behind it is not ours"
+    ]
+
+
+def test_the_memory_of_a_gateway_that_runs_already_is_measured_once():
+    run, _ = series(Measured(), ["mine"], Target("", "127.0.0.1", 1, found=True))
+    with run:
+        fresh = run.run(SCENARIOS["idle"].cases[0], Quietly())
+        usual = run.run(SCENARIOS["hangup"].cases[0], Quietly())
+    assert (fresh["rounds"], len(fresh["rows"]["mine"]["rounds"])) == (2, 1)
+    assert len(usual["rows"]["mine"]["rounds"]) == 2

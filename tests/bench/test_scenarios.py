@@ -15,6 +15,12 @@ def test_a_scenario_shrinks_to_the_descriptors_that_can_be_had_and_says_so(monke
     )
 
 
+def test_few_descriptors_are_shared_between_connections_and_the_rest(monkeypatch):
+    monkeypatch.setattr(scenarios, "descriptors", lambda _wanted: 256)
+    _, plan, _ = SCENARIOS["idle"].cases[0].fitted(5.0)
+    assert plan.connections == (256 - 64) // scenarios.EACH
+
+
 def test_a_scenario_that_fits_says_nothing(monkeypatch):
     monkeypatch.setattr(scenarios, "descriptors", lambda wanted: wanted)
     _, plan, said = SCENARIOS["idle"].cases[0].fitted(5.0)

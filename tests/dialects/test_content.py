@@ -30,6 +30,9 @@ STREAMS = (
     "gemini_tools.sse",
     "gemini_thinking.sse",
     "gemini_two_candidates.sse",
+    "gemini_stop_in_every_frame.sse",
+    "gemini_finish_in_between.sse",
+    "gemini_late_usage.sse",
 )
 
 DELTA_OPENS = '{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"'

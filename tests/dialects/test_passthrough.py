@@ -15,6 +15,8 @@ class Tap:
     """Withholds from the frame `data: end` on; is ended by `data: stop`; a frame weighs what it says."""
 
     ended: bool = False
+    may_go_on: bool = False
+    went_on: bool = False
     standing: int = 0
     looked: list = field(factory=list)
 
@@ -35,7 +37,7 @@ class Tap:
 
     def weigh(self, frame):
         said = sse.data_of(frame)
-        return None if said == b"over" else int(said or 0)
+        return None if said == b"over" else 0 if said == b"end" else int(said or 0)
 
     def length(self, cut, _receipt):
         return b"%d|%b|%b" % (cut.standing, cut.shown, cut.limit.encode())
@@ -58,6 +60,35 @@ def test_after_the_terminal_event_bytes_do_not_matter():
     assert relay.ended
     assert relay.feed(b"data: late\n\n") == b""
     assert tap.looked == [b"data: stop\n\n"]
+
+
+def test_a_stream_that_goes_on_behind_its_end_is_relayed_in_order_and_the_end_withheld_anew():
+    tap = Tap(may_go_on=True)
+    relay = Passthrough(tap, 65536)
+    assert relay.feed(b"data: a\n\ndata: end\n\n") == b"data: a\n\n"
+    assert relay.feed(b": c\n\n") == b""
+    tap.went_on = True
+    assert relay.feed(b"data: b\n\ndata: end 2\n\n") == b"data: end\n\n: c\n\ndata: b\n\n"
+    tap.went_on = False
+    assert relay.feed(b"data: stop\n\n") == b""
+    assert relay.ended
+    tap.went_on = True
+    assert relay.feed(b"data: d\n\n") == b"data: end 2\n\ndata: stop\n\ndata: d\n\n"
+    relay.finish()
+    assert relay.end(None) == b"<data: more\n\n>"
+
+
+def test_what_is_released_can_be_cut_like_all_else():
+    tap = Tap(may_go_on=True)
+    relay = Passthrough(tap, 65536)
+    relay.feed(frames_of(1))
+    assert relay.feed(frames_of("end")) == b""
+    tap.went_on = True
+    fed = relay.feed(frames_of(3))
+    assert fed == frames_of("end", 3)
+    assert relay.cut(fed, 2, "wallet") == frames_of("end")
+    relay.finish()
+    assert relay.end(None) == b"2|" + frames_of("end") + b"|wallet"
 
 
 def test_an_end_that_goes_on_for_ever_breaks_the_stream():

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import pytest
@@ -89,3 +90,54 @@ def test_a_long_frame_in_small_pieces_is_put_together_once():
     for _ in range(3000):
         assert framer.feed(b"x" * 1000) == b""
     assert len(framer.feed(b"\n\n")) == 3_000_002
+
+
+def test_only_data_leaves_nothing_else_and_each_frame_its_blank_line():
+    block = b": c\nevent: e\ndata: a\nid: 7\ndata: b\r\n: c\n\r\n\n: c\n\nretry: 1\n\ndata: c\n\nevent: e\n\n"
+    assert sse.only_data(block) == b"data: a\ndata: b\r\n\r\ndata: c\n\n"
+    assert sse.only_data(b": c\n\n") == b""
+    assert sse.only_data(b": c\rdata: a\n\ndata: b\rc\n\n") == b"data: b\rc\n\n"
+
+
+@settings(max_examples=300, deadline=None)
+@given(streams)
+def test_only_data_says_what_the_frames_say(block):
+    block = block[: sse.last_border(block)]
+    bare = sse.only_data(block)
+    assert sse.count_data_lines(bare) == sse.count_data_lines(block)
+    assert sse.only_data(bare) == bare
+    assert said(bare) == said(block)
+
+
+def said(block):
+    return [data for frame in sse.frames(block) if (data := sse.data_of(frame).strip())]
+
+
+values = st.recursive(
+    st.none() | st.text(st.sampled_from('ab"\\{}[]\n ')),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('{}"\\'), inner, max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(values) | st.dictionaries(st.text(max_size=3), values), st.lists(st.integers(0, 300), max_size=8)
+)
+def test_a_bare_value_is_told_when_it_has_come_whole_and_not_before(value, where):
+    data = b" \n" + json.dumps(value).encode()
+    for pieces in (cuts(data, where), [data[at : at + 1] for at in range(len(data))]):
+        reads = [piece for piece in pieces if piece]
+        bare = sse.Bare()
+        assert [bare.feed(read) for read in reads] == [False] * (len(reads) - 1) + [True]
+        assert bare.is_json
+        assert not bare.feed(b"\n")
+
+
+@pytest.mark.parametrize("start", [b"data: {}", b"<html>{}", b": {}", b"}"])
+def test_what_does_not_begin_as_json_is_none(start):
+    bare = sse.Bare()
+    assert not bare.feed(b" \r\n")
+    assert bare.start == b""
+    assert not bare.feed(start)
+    assert bare.start == start[:1]
+    assert not bare.is_json

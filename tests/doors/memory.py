@@ -54,7 +54,7 @@ class Wire:
         self.pieces = list(pieces)
         self.stays = stays
         self.sent = []
-        self.finished = self.closed = False
+        self.finished = self.closed = self.reset = False
         self._waiting = None
 
     async def read(self, *, soon=False):  # noqa: ARG002 - as of the real one
@@ -100,7 +100,11 @@ class Wire:
     def finish(self):
         self.finished = True
 
-    def close(self, *, reset=False):  # noqa: ARG002 - as of the real one
+    async def say_goodbye(self):
+        self.close()
+
+    def close(self, *, reset=False):
+        self.reset = self.reset or (reset and not self.closed)
         self.closed = True
         self.wake()
 
@@ -162,11 +166,13 @@ class Seen:
         requests: what reached the request path: method, path, query, headers, and the body if it was read.
         sent: what the client got, one item for each send.
         logged: errors.
+        reset: the connection was closed so that nobody takes what was sent for all there is.
     """
 
     requests: list
     sent: list
     logged: list
+    reset: bool = False
 
     @property
     def answers(self):
@@ -247,7 +253,7 @@ def converse(pieces, *, respond=echo, app=pages, stays=False, **settings):
             house.helpers.cancel_scope.cancel()
         assert wire.closed
         assert not house.connections
-        seen.sent = wire.sent
+        seen.sent, seen.reset = wire.sent, wire.reset
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     return seen

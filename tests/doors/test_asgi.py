@@ -1,5 +1,7 @@
 """What an ASGI app may do on the fast door, and what its client gets for it; in memory."""
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -234,6 +236,27 @@ def test_a_broken_body_is_refused_in_the_apps_place():
     )
     assert [one.status for one in seen.answers] == [400]
     assert told == ["http.disconnect"]
+
+
+def test_an_app_that_answers_while_its_body_is_refused_sends_nothing_behind_the_refusal():
+    async def app(_scope, receive, send, turns):
+        async def answer():
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            await send(start())
+            await send(body(b"late"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            while (await receive())["type"] == "http.request":
+                pass
+
+    for turns in range(6):
+        pieces = [b"POST /page HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n", b"zz\r\n"]
+        seen = converse(pieces, app=partial(app, turns=turns))
+        sent = b"".join(seen.sent)
+        assert sent.startswith(b"HTTP/1.1 400") != sent.endswith(b"late")
+        assert len(seen.answers) == 1
 
 
 def test_a_body_that_breaks_after_the_answer_began_cuts_it():

@@ -86,7 +86,6 @@ SMUGGLING = {
     "no version": b"POST /v1/messages\r\nhost: a\r\n\r\n",
     "other version": b"POST /v1/messages HTTP/1.2\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
     "lower case method": b"post /v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
-    "h2c": sized(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABk"),
     "h2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "two keys": sized(b"x-api-key: a", b"x-api-key: b", b"content-length: 0"),
     "TE with trailing comma": sized(b"transfer-encoding: chunked,") + b"0\r\n\r\n",
@@ -134,12 +133,16 @@ SMUGGLING = {
     "absolute target of another host": b"POST https://b/v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
     "scheme-relative target": b"POST //a/v1/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
     "encoded dots": b"POST /v1/%2e%2e/messages HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
-    "h2c prior": sized(b"upgrade: h2c", b"content-length: 0"),
     "websocket with a body": sized(b"connection: upgrade", b"upgrade: websocket", b"content-length: 5")
     + b"hello",
     "websocket by POST": sized(b"connection: upgrade", b"upgrade: websocket"),
     "websocket and h2c": UPGRADE + b"upgrade: h2c, websocket\r\n\r\n",
     "upgrade twice": UPGRADE + b"upgrade: websocket\r\nupgrade: h2c\r\n\r\n",
+    "websocket without version and key": UPGRADE + b"upgrade: websocket\r\n\r\n",
+    "websocket of another version": UPGRADE + b"upgrade: websocket\r\nsec-websocket-version: 12\r\n"
+    b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+    "websocket with a short key": UPGRADE + b"upgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: AAAA\r\n\r\n",
     "no colon but CR": sized(b"x\rcontent-length: 0"),
     "form feed in name": sized(b"content-length\x0c: 0"),
 }
@@ -211,6 +214,25 @@ NEXT = {
         b"POST /v1/messages HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\nhello",
         [200],
     ),
+    "h2c": (
+        sized(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMA"),
+        [200, 404],
+    ),
+    "h2c, counted": (
+        sized(b"connection: upgrade", b"upgrade: h2c", b"content-length: 5") + b"hello",
+        [200, 404],
+    ),
+    "h2c, chunked": (
+        ASK
+        + b"connection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n\r\n"
+        + HELLO
+        + b"0\r\n\r\n",
+        [200, 404],
+    ),
+    "h2c by GET": (UPGRADE + b"upgrade: h2c\r\n\r\n", [405, 404]),
+    "h2c, not named": (sized(b"upgrade: h2c", b"content-length: 0"), [200, 404]),
+    "TLS": (sized(b"Upgrade: TLS/1.2", b"Connection: Upgrade", b"content-length: 5") + b"hello", [200, 404]),
+    "old, asking for a websocket": (OLD + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n", [200]),
     "websocket on the API": (WEBSOCKET % b"/v1/messages", None),
     "websocket elsewhere": (WEBSOCKET % b"/", None),
 }
@@ -608,6 +630,32 @@ async def test_going_down_lets_a_stream_end_and_closes_idle_connections(serving)
     with trio.fail_after(1):
         assert await busy.rest() == b""
         await server.ended.wait()
+
+
+async def test_going_down_begins_no_request_that_was_sent_ahead(serving):
+    began, go, asked = trio.Event(), trio.Event(), []
+
+    async def respond(_gateway, path, request, reply):
+        asked.append(request.path)
+        await request.body(100)
+        reply.start(200, {})
+        await reply.write(b"a")
+        began.set()
+        await go.wait()
+        await reply.end(b"b")
+
+    server = await serving(gate(respond))
+    client = await server.connect()
+    await client.send(EMPTY * 3)
+    await began.wait()
+    server.shutdown.set()
+    await trio.sleep(0.02)
+    go.set()
+    assert (await client.answer()).body == b"ab"
+    with trio.fail_after(2):
+        assert await client.rest() == b""
+        await server.ended.wait()
+    assert len(asked) == 1
 
 
 async def test_a_stream_that_runs_past_the_drain_is_cut(serving):

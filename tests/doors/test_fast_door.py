@@ -1,13 +1,16 @@
 """The fast door's connection, in memory: the same however its bytes are cut, and everything in its order."""
 
+import errno
 import json
 
 import pytest
 import trio
 
 from proxy.doors import fast_door
+from proxy.doors.chunks import AT_ONCE_MAX
 from proxy.doors.guard import Guard, Refused
 from proxy.errors import Failure
+from tests.doors import memory
 from tests.doors.memory import converse
 
 ASK = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"
@@ -249,6 +252,40 @@ def test_chunks_of_one_byte_are_not_refused():
     assert told([data[at : at + 65_536] for at in range(0, len(data), 65_536)])[1][0][-1] == b"a" * 50_000
 
 
+def test_a_body_that_breaks_where_nobody_asked_for_it_is_not_read_as_a_request():
+    """What it holds has been looked at, and dropped; it must not be looked at again as something else."""
+
+    async def respond(gateway, path, request, reply, requests):
+        reply.start(401, {})
+        await reply.end(b"{}")
+
+    framing = b"1" + b";x" * 40_000 + b"\r\na\r\n0\r\n\r\n"
+    data = ASK + b"transfer-encoding: chunked\r\n\r\n" + framing + HELLO
+    answers, _ = told([data, HELLO], respond=respond)
+    assert [(status, headers["connection"]) for status, headers, _ in answers] == [(401, "close")]
+
+
+def test_many_small_chunks_let_others_run():
+    turns = []
+
+    async def respond(gateway, path, request, reply, requests):
+        async def other():
+            while not requests:
+                turns.append(1)
+                await trio.lowlevel.checkpoint()
+
+        request._connection.beside(other)
+        await trio.lowlevel.checkpoint()
+        turns.clear()
+        requests.append(len(await request.body(100_000)))
+        reply.start(200, {})
+        await reply.end(b"")
+
+    many = ASK + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 50 * AT_ONCE_MAX + b"0\r\n\r\n"
+    assert converse([many], respond=respond).requests == [50 * AT_ONCE_MAX]
+    assert len(turns) >= 40
+
+
 def test_a_head_of_too_many_headers_is_refused():
     many = b"".join(b"x%d: a\r\n" % number for number in range(300))
     assert told([ASK + many + b"\r\n"])[0][0][0] == 431
@@ -432,6 +469,46 @@ def test_an_answer_that_was_not_ended_ends_the_connection_without_a_last_chunk()
     seen = converse([HELLO, HELLO], respond=respond)
     assert not seen.answers[0].complete
     assert len(seen.answers) == 1
+
+
+def test_going_down_begins_no_request_that_was_sent_ahead():
+    begun = []
+
+    async def respond(gateway, path, request, reply, requests):
+        begun.append(request.path)
+        reply.start(200, {})
+        await reply.write(b"a")
+        request._connection.house.going_down = True
+        await reply.end(b"")
+
+    seen = converse([REQUESTS["without a body"] + HELLO, HELLO], respond=respond)
+    assert (len(begun), len(seen.answers)) == (1, 1)
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_an_answer_that_is_cut_looks_to_no_client_like_a_whole_one(version):
+    async def respond(gateway, path, request, reply, requests):
+        reply.start(200, {})
+        await reply.write(b"half")
+
+    seen = converse([b"POST /v1/messages HTTP/%b\r\nhost: a\r\n\r\n" % version], respond=respond)
+    assert seen.reset == (version == b"1.0")
+    assert not b"".join(seen.sent).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("path", [b"/v1/messages", b"/page"])
+def test_an_old_client_is_refused_without_a_reset(path):
+    seen = converse([b"POST %b HTTP/1.0\r\ncontent-length: 5\r\n\r\nhel" % path], stays=True)
+    assert ([one.status for one in seen.answers], seen.reset) == ([408], False)
+
+
+def test_a_client_that_has_reset_its_connection_is_no_error(monkeypatch):
+    def nobody(_):
+        raise OSError(errno.ENOTCONN, "")
+
+    monkeypatch.setattr(memory.Socket, "getpeername", nobody)
+    seen = converse([PAGE])
+    assert (seen.sent, seen.logged) == ([], [])
 
 
 def test_going_down_ends_a_connection_with_the_answer_under_way():

@@ -19,7 +19,8 @@ LINES = [
     b"content-length : 5", b"transfer-encoding: chunked", b"Transfer-Encoding: Chunked", b"transfer-encoding: identity",
     b"transfer-encoding: chunked, chunked", b"connection: close", b"connection: keep-alive", b"connection: Close, x",
     b"expect: 100-continue", b"expect: x", b"x: y", b"x:", b" folded", b"\tfolded", b"x y: z", b"x\x00: y", b"x: \x00",
-    b"x: \x80", b"x: y\rz: a", b"x: y\nz: a", b"upgrade: h2c", b"content-encoding: gzip", b"content-encoding: identity",
+    b"x: \x80", b"x: y\rz: a", b"x: y\nz: a", b"upgrade: h2c", b"Upgrade: TLS/1.2", b"upgrade: websocket",
+    b"connection: Upgrade", b"content-encoding: gzip", b"content-encoding: identity",
     b"authorization: Bearer a", b"authorization: Bearer b", b"anthropic-version: 1", b"",
 ]  # fmt: skip
 STARTS = [
@@ -47,6 +48,10 @@ GOOD = [
     b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n",
     b"OPTIONS /v1/messages HTTP/1.1\r\nhost: a\r\n\r\n",
     b"GET /v1/messages HTTP/1.1\r\nhost: a\r\nconnection: keep-alive\r\n\r\n",
+    b"POST /v1/messages HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    + CHUNKED.partition(b"\r\n")[2]
+    + BODIES[2],
+    b"POST /page HTTP/1.1\r\nhost: a\r\nupgrade: x\r\nconnection: upgrade\r\ncontent-length: 5\r\n\r\nhello",
 ]
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.doors import chunks
 from proxy.doors.guard import Guard, Refused, refusal
 
 GET = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -69,13 +70,33 @@ def test_not_one_byte_of_the_next_request_goes_on_before_the_answer(first):
 )
 @settings(max_examples=150, deadline=None)
 def test_the_end_of_a_chunked_body_is_found_whatever_is_in_it(parts, cuts):
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
-    whole = head(b"transfer-encoding: chunked") + chunks + b"0\r\n\r\n"
+    content = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    whole = head(b"transfer-encoding: chunked") + content + b"0\r\n\r\n"
     sent = whole + CHUNKED
     borders = [0, *sorted(cut for cut in cuts if cut < len(sent)), len(sent)]
     taken, one = everything([sent[a:b] for a, b in pairwise(borders)])
     assert taken == whole
     assert one.pending_bytes == len(CHUNKED)
+
+
+@pytest.mark.parametrize("content", [b"\r\n\r\n", b"0\r\n\r\n", b"    "])
+def test_what_is_in_chunks_makes_no_work(content, monkeypatch):
+    fed, parse = [], Guard._parse
+    monkeypatch.setattr(Guard, "_parse", lambda one, piece: fed.append(len(piece)) or parse(one, piece))
+    content *= 10_000
+    whole = head(b"transfer-encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+    assert everything([whole])[0] == whole
+    assert len(fed) == 2
+
+
+def test_what_is_read_in_two_ways_is_refused(monkeypatch):
+    monkeypatch.setattr(chunks, "_size", lambda *_: 4)
+    one = guard()
+    one.feed(CHUNKED.replace(b"7\r\nab\r\n\r\nc\r\n", b"0\r\n\r\n"))
+    one.take()
+    with pytest.raises(Refused):
+        one.take()
+    assert one.stage == "body"
 
 
 def test_a_head_goes_on_only_when_all_of_it_was_checked():
@@ -229,24 +250,75 @@ def test_only_the_expectation_that_can_be_met_is_let_in():
     assert everything([head(b"expect: 100-Continue", b"content-length: 5")])[1].stage == "body"
 
 
+VERSION, KEY = b"sec-websocket-version: 13", b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="
+
+
 @pytest.mark.parametrize(
     "lines",
     [
-        (b"upgrade: h2c", b"connection: upgrade, http2-settings", b"http2-settings: AAMAAABk"),
-        (b"upgrade: h2c",),
-        (b"upgrade: websocket",),
-        (b"upgrade: websocket, h2c", b"connection: upgrade"),
-        (b"upgrade: TLS/1.3", b"connection: upgrade"),
-        (b"upgrade: websocket", b"connection: upgrade", b"content-length: 3"),
-        (b"upgrade: websocket", b"connection: upgrade", b"transfer-encoding: chunked"),
+        (b"upgrade: websocket", VERSION, KEY),
+        (b"upgrade: websocket, h2c", b"connection: upgrade", VERSION, KEY),
+        (b"upgrade: websocket,", b"connection: upgrade", VERSION, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", b"connection: close", VERSION, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", b"content-length: 3", VERSION, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", b"transfer-encoding: chunked", VERSION, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", KEY),
+        (b"upgrade: websocket", b"connection: upgrade", b"sec-websocket-version: 12", KEY),
+        (b"upgrade: websocket", b"connection: upgrade", VERSION, VERSION, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", VERSION),
+        (b"upgrade: websocket", b"connection: upgrade", VERSION, KEY, KEY),
+        (b"upgrade: websocket", b"connection: upgrade", VERSION, b"sec-websocket-key: AAAA"),
+        (b"upgrade: websocket", b"connection: upgrade", VERSION, KEY[:-1] + b"A"),
     ],
 )
-def test_no_upgrade_but_a_websockets_is_let_in(lines):
+def test_a_websocket_that_is_not_asked_for_as_it_should_be_is_refused(lines):
+    """The parser behind would refuse it too, and its connection would stay for ever."""
     assert refused(head(*lines, request=b"GET / HTTP/1.1")) == 400
 
 
+def test_who_asks_for_another_version_of_websockets_is_told_which_there_is():
+    lines = (b"upgrade: websocket", b"connection: upgrade", b"sec-websocket-version: 8", KEY)
+    with pytest.raises(Refused) as caught:
+        everything([head(*lines, request=b"GET / HTTP/1.1")])
+    assert b"\r\nsec-websocket-version: 13\r\n" in refusal(caught.value)
+
+
+BODIES = {
+    "none": ((), b""),
+    "counted": ((b"content-length: 8",), b"a\r\n\r\nb\r\n"),
+    "empty": ((b"content-length: 0",), b""),
+    "chunked": ((b"transfer-encoding: chunked",), b"6\r\na\r\n\r\nb\r\n0\r\nx: y\r\nupgrade: h2c\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("options", [(), (b"connection: Upgrade, http2-settings",)])
+@pytest.mark.parametrize("wish", [b"h2c", b"TLS/1.2", b"h2c, x/1", b"websockets", b""])
+def test_an_upgrade_to_anything_else_is_ignored_and_left_out(wish, options, body, method):
+    lines, content = BODIES[body]
+    start = method + b" / HTTP/1.1"
+    sent = head(b"x: a", b"Upgrade: " + wish, *options, *lines, request=start) + content
+    expected = head(b"x: a", *options, *lines, request=start) + content
+    for cut in range(len(sent)):
+        taken, one = everything([sent[:cut], sent[cut:] + POST])
+        assert taken == expected
+        assert (one.stage, one.pending_bytes) == ("read", len(POST))
+        assert "upgrade" not in one.head.headers
+        one.next_request()
+        assert everything([], one)[0] + one.take() + one.take() == POST
+
+
+def test_an_old_client_speaks_of_no_upgrade():
+    """RFC 9110 §7.8: whatever it wishes for must be ignored."""
+    sent = head(b"upgrade: websocket", b"connection: upgrade", VERSION, KEY, request=b"GET / HTTP/1.0")
+    taken, one = everything([sent])
+    assert (b"upgrade: websocket" in taken, one.stage) == (False, "read")
+
+
 def test_bytes_behind_a_websocket_upgrade_wait_until_it_is_granted():
-    sent = head(b"upgrade: websocket", b"connection: keep-alive, Upgrade", request=b"GET / HTTP/1.1")
+    lines = (b"upgrade: websocket", b"connection: keep-alive, Upgrade", VERSION, KEY)
+    sent = head(*lines, request=b"GET / HTTP/1.1")
     taken, one = everything([sent + b"x"])
     assert (taken, one.stage) == (sent, "upgrading")
     one.upgrade()

@@ -74,6 +74,15 @@ async def test_a_client_that_leaves_is_noticed(watcher, pair, how):
     watcher.remove(other)
 
 
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")
+async def test_a_connection_that_the_system_has_no_room_for_can_be_removed_all_the_same(pair):
+    watcher, (ours, _client) = EpollHangups(pytest.fail), pair()
+    watcher._epoll.close()  # it refuses everything from now on
+    with pytest.raises(ValueError, match="closed"):
+        watcher.add(ours, lambda: None)
+    watcher.remove(ours)
+
+
 async def test_a_client_that_sends_has_not_left(watcher, pair):
     told = []
     ours, client = pair()

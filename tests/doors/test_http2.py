@@ -116,13 +116,15 @@ async def test_a_client_that_speaks_http_1_1_is_served_beside(speaking, tls):
 
 async def test_http2_is_never_spoken_on_a_plain_connection(serving):
     server = await serving(http2=True)
-    for sent in (
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9,
-        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n\r\n",
+    upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\n\r\n"
+    for sent, status in (
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9, 400),
+        (b"GET / HTTP/1.1\r\nhost: a\r\n" + upgrade, 200),
     ):
         client = await server.connect()
         await client.send(sent)
-        assert (await client.answer()).status == 400
+        answer = await client.answer()
+        assert (answer.status, answer.raw[:9]) == (status, b"HTTP/1.1 ")
 
 
 async def test_api_requests_go_the_request_path(speaking):

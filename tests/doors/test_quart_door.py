@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import quart
 import trio
 import trio.testing
 from quart import Blueprint
@@ -235,6 +236,61 @@ async def test_only_allowed_hosts_are_answered(serving, host, status):
     client = await server.connect()
     await client.send(b"POST /v1/messages HTTP/1.1\r\nhost: %s\r\ncontent-length: 0\r\n\r\n" % host)
     assert (await client.answer()).status == status
+
+
+async def test_a_websocket_of_another_host_is_refused_as_everything_else_is(serving):
+    server = await serving(door(nobody, listen=Listen(allowed_hosts=("a.example",))))
+    for host, status in ((b"a.example", 404), (b"b.example", 421)):
+        client = await server.connect()
+        await client.send(
+            b"GET /v1/realtime HTTP/1.1\r\nhost: "
+            + host
+            + b"\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert (await client.answer()).status == status
+
+
+@pytest.mark.parametrize(
+    ("line", "length", "statuses"),
+    [
+        (b"GET /page", 5, [200]),
+        (b"POST /page", 5, [405]),
+        (b"POST /nothing", 5, [404]),
+        (b"POST /v1/nothing", 5, [404]),
+        (b"POST /broken", 5, [405]),
+        (b"POST /closed", 5, [401]),
+        (b"POST /form", 5, [100, 200]),
+        (b"POST /pieces", 5, [100, 200]),
+        (b"POST /form", quart_door.PAGE_BODY_BYTES_MAX + 1, [413]),
+    ],
+)
+async def test_a_page_lets_a_client_send_its_body_only_when_it_reads_it(serving, line, length, statuses):
+    page = Blueprint("forms", __name__)
+
+    @page.post("/form")
+    async def form():
+        return await quart.request.get_data()
+
+    @page.post("/pieces")
+    async def pieces():
+        return b"".join([piece async for piece in quart.request.body])
+
+    @page.post("/closed")
+    async def closed():
+        return b"who are you?", 401
+
+    app = door(nobody)
+    app.register_blueprint(page)
+    client = await (await serving(app)).connect()
+    await client.send(line + b" HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n" % length)
+    await client.send(b"expect: 100-continue\r\n\r\n")
+    answer = await client.answer()
+    assert answer.status == statuses[0]
+    if answer.status == 100:
+        await client.send(b"hello")
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (statuses[1], b"hello")
 
 
 @pytest.mark.parametrize("path", [b"/v1/realtime", b"/page", b"/nothing"])

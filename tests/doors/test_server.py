@@ -1,5 +1,7 @@
+import errno
 import json
 import random
+import select
 import socket
 from contextlib import suppress
 
@@ -7,6 +9,7 @@ import pytest
 import trio
 
 from proxy.config import RequestLimits
+from proxy.doors import fast_door, guard
 from proxy.doors.server import bind
 
 HEAD = b"POST /x HTTP/1.1\r\nhost: a\r\n"
@@ -75,7 +78,8 @@ class Streaming:
         HEAD + b"x : a\r\n\r\n",
         HEAD + b"host: b\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        HEAD + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n",
+        UPGRADE.replace(b"version: 13", b"version: 12"),
+        UPGRADE.replace(b"sec-websocket-key", b"x"),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9,
         b"GET http://a/ HTTP/1.1\r\nhost: a\r\n\r\n",
         b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -662,6 +666,44 @@ async def test_a_websocket_talks_also_where_its_first_frame_came_too_early(servi
     assert not server.logged
 
 
+@pytest.mark.parametrize("ahead", [0, 70_000])
+async def test_a_websocket_that_is_refused_before_the_app_leaves_nothing_behind(serving, ahead, monkeypatch):
+    """Hypercorn's own refusal runs no app, whose end would end the connection; nobody sees its client leave."""
+    monkeypatch.setattr(
+        guard, "_asks_for_websocket", lambda _head: True
+    )  # as if it were let through to there
+    server = await serving(limits=RequestLimits(connections_max=1))
+    for _ in range(2):
+        client = await server.connect()
+        await client.send(UPGRADE.replace(b"version: 13", b"version: 12") + b"x" * ahead)
+        with trio.fail_after(2):
+            assert (await client.answer()).status == 400
+            await client.stream.send_eof()
+            assert await client.rest() == b""
+    with trio.fail_after(2):
+        await until(lambda: not server.logged)
+        server.shutdown.set()
+        await server.ended.wait()
+
+
+async def test_a_websocket_that_is_not_granted_in_time_is_refused(serving):
+    left = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "websocket":
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+            left.set()
+
+    server = await serving(app, header_seconds=0.15, drain_seconds=60)
+    client = await server.connect()
+    await client.send(UPGRADE + b"x" * 70_000)
+    with trio.fail_after(2):
+        assert (await client.answer()).status == 503
+        await client.stream.aclose()
+        await left.wait()
+
+
 async def test_a_websocket_that_the_app_refuses_is_closed(serving):
     async def app(scope, receive, send):
         if scope["type"] == "websocket":
@@ -725,7 +767,102 @@ async def test_an_app_that_answers_against_the_protocol_ends_its_connection_alon
         assert b"too long" not in await client.rest()
 
 
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")
+async def test_a_connection_that_the_system_has_no_room_for_ends_alone(serving, monkeypatch):
+    def nowhere(*_):
+        raise OSError(errno.ENOSPC, "")
+
+    server = await serving(door="fast")
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_door, "wire_of", nowhere)
+        client = await server.connect()
+        assert await client.rest() == b""
+    assert [event for _, event, _ in server.logged] == ["connection_failed"]
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).status == 200
+
+
+async def test_clients_that_reset_their_connection_at_once_are_no_errors(serving):
+    server = await serving()
+    for _ in range(50):
+        client = await server.connect()
+        await client.send(HELLO * 3)
+        client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01" + b"\x00" * 7)
+        client.stream.socket.close()
+    client = await server.connect()
+    await client.send(HELLO)
+    assert (await client.answer()).status == 200
+    assert not server.logged
+
+
 # TLS
+
+
+async def test_a_client_that_never_shakes_hands_cannot_hold_up_the_end(serving, tls):
+    server = await serving(ssl_context=tls[0], header_seconds=60, drain_seconds=60)
+    client, half = await server.connect(), await server.connect()
+    await half.send(b"\x16\x03\x01")
+    await trio.sleep(0.05)
+    server.shutdown.set()
+    with trio.fail_after(2):
+        await server.ended.wait()
+        assert await client.rest() == await half.rest() == b""
+
+
+async def strictly(client):
+    """What comes to its end over TLS; one without a goodbye is an error."""
+    read = b""
+    while more := await client.stream.receive_some():
+        read += more
+    return read
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /old HTTP/1.0\r\n\r\n",
+        HEAD + b"connection: close\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+async def test_over_tls_an_answer_that_is_whole_ends_with_a_goodbye(serving, tls, request_):
+    server = await serving(ssl_context=tls[0])
+    client = await server.connect()
+    client.stream = trio.SSLStream(client.stream, tls[1])
+    await client.send(request_)
+    with trio.fail_after(2):
+        assert (await strictly(client)).startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("how", ["fails", "drained"])
+async def test_an_answer_that_is_cut_does_not_end_as_a_whole_one_does(serving, tls, version, encrypted, how):
+    began = trio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        began.set()
+        if how == "drained":
+            await trio.sleep_forever()
+
+    server = await serving(app, ssl_context=tls[0] if encrypted else None, drain_seconds=0.05)
+    client = await server.connect()
+    if encrypted:
+        client.stream = trio.SSLStream(client.stream, tls[1])
+    await client.send(b"GET / HTTP/%b\r\nhost: a\r\n\r\n" % version)
+    if how == "drained":
+        await began.wait()
+        server.shutdown.set()
+    with trio.fail_after(2):
+        if version == b"1.0" or encrypted:
+            with pytest.raises(trio.BrokenResourceError):
+                await strictly(client)
+        else:
+            assert not (await strictly(client)).endswith(b"0\r\n\r\n")
 
 
 async def test_tls_speaks_http_1_1_only(serving, tls):

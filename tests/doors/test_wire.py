@@ -1,5 +1,6 @@
 """A client's bytes: sent at once where there is room, waited for where there is none, never to another descriptor."""
 
+import contextlib
 import os
 import socket
 
@@ -260,7 +261,8 @@ class TlsPair:
         for sock, context in ((near, tls[0]), (far, tls[1])):
             sock.setblocking(False)
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-            ends.append(trio.SSLStream(stream, context, server_side=sock is near, https_compatible=True))
+            side = {"server_side": True} if sock is near else {"https_compatible": True}
+            ends.append(trio.SSLStream(stream, context, **side))
         async with trio.open_nursery() as nursery:
             for end in ends:
                 nursery.start_soon(end.do_handshake)
@@ -310,6 +312,39 @@ async def test_over_tls_a_send_that_is_cancelled_in_the_middle_resets_the_connec
     assert one.closed == 1
     with pytest.raises(trio.BrokenResourceError):
         await one.rest()
+
+
+async def test_over_tls_a_goodbye_is_said_once_and_waits_for_nobody(tls_pair):
+    one = await tls_pair()
+    await one.wire.send(b"all")
+    with trio.fail_after(0.5):
+        await one.wire.say_goodbye()
+        await one.wire.say_goodbye()
+    one.wire.close()
+    assert one.closed == 1
+    received = b""
+    one.client._https_compatible = False  # an end without a goodbye would be an error
+    while more := await one.client.receive_some():
+        received += more
+    assert received == b"all"
+
+
+async def test_over_tls_a_goodbye_that_finds_no_room_is_given_up(tls_pair, monkeypatch):
+    monkeypatch.setattr(module, "GOODBYE_SECONDS", 0.05)
+    one = await tls_pair()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(one.wire.sock.fileno(), MUCH)
+    with trio.fail_after(2):
+        await one.wire.say_goodbye()
+    assert one.wire.sock.fileno() == -1
+
+
+async def test_a_goodbye_on_a_plain_socket_is_its_end(pair):
+    one = pair()
+    await one.wire.send(b"all")
+    await one.wire.say_goodbye()
+    assert (await one.all(), one.closed) == (b"all", 1)
 
 
 async def test_over_tls_closing_ends_the_send_and_the_read_under_way(tls_pair):

@@ -74,6 +74,8 @@ def test_every_setting_says_what_it_means():
         ("[books]\ndurability = 'none'", ("books", "durability", "standard")),
         ("[books]\nstore_memory = 'lots'", ("books", "store_memory", "64MB or more")),
         ("[books]\nstore_memory = '61MiB'", ("books", "store_memory", "64MB or more", "61MiB")),
+        ("[outbound]\nproxy = 'ftp://a'", ("outbound", "proxy", "socks5://")),
+        ("[outbound]\ncertificate = 'c.pem'", ("outbound.certificate", "both or neither")),
         ("[keys]\nprefix = ''", ("keys", "prefix")),
         ("[keys]\nprefix = 'a b'", ("keys", "prefix")),
         ("[deadlines]\nidle_seconds = nan", ("deadlines", "idle_seconds")),
@@ -119,6 +121,15 @@ def test_a_secret_of_the_wrong_type_is_refused_without_being_shown(tmp_path):
     with pytest.raises(ConfigError) as caught:
         from_text(tmp_path, text)
     assert "123456789" not in str(caught.value)
+
+
+def test_a_proxys_password_is_never_shown(tmp_path):
+    found = from_text(tmp_path, "[outbound]\nproxy = 'http://me:hunter2@proxy:3128'")
+    assert found.outbound.proxy.reveal() == "http://me:hunter2@proxy:3128"
+    assert "hunter2" not in repr(found)
+    with pytest.raises(ConfigError) as caught:
+        from_text(tmp_path, "[outbound]\nproxy = 'http://me:hunter2@proxy:3128/path'")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_secrets_come_from_the_file_or_the_environment_and_never_show(tmp_path):

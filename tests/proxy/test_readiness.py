@@ -380,3 +380,23 @@ async def test_whoever_waits_may_be_cancelled_and_forgotten_by_what_is_done_mean
         theirs.sendall(b"x")
     assert ended == ["closed" if how == "forget" else "cancelled"]
     watch.forget()
+
+
+@EPOLL
+async def test_who_is_woken_while_it_need_not_wait_is_told(pair, monkeypatch):
+    """The next wait would last for ever: the alarm that has rung does not ring again."""
+    ours, theirs = pair()
+    watch = readiness().watch(ours.fileno())
+    theirs.send(b"x")
+    checkpoint = trio.lowlevel.checkpoint
+
+    async def wake_meanwhile():
+        watch.wake()
+        await checkpoint()
+
+    monkeypatch.setattr(trio.lowlevel, "checkpoint", wake_meanwhile)
+    assert watch.readable
+    assert not await watch.wait()
+    monkeypatch.undo()
+    assert await watch.wait()
+    watch.forget()

@@ -152,6 +152,7 @@ class FakeClient:
     script: list
     calls: list = field(factory=list)
     exchanges: list = field(factory=list)
+    fresh: list = field(factory=list)
 
     @sends_in_time
     async def send(self, call, sending):
@@ -438,6 +439,7 @@ async def test_a_stale_connection_is_tried_again_at_the_same_account_which_does_
     world = World([stale, ok(b"content")])
     assert await world.run(offers=two()) == b"content"
     assert world.accounts == ["a", "a"]
+    assert world.client.fresh == [False, True]
     assert not world.pool.resting(trio.current_time())
 
 

@@ -118,6 +118,37 @@ async def test_old_connections_of_all_origins_go_when_any_is_kept(autojump_clock
     assert list(origins._origins) == [HERE]
 
 
+async def test_old_connections_go_when_somebody_says_so_and_nothing_is_asked(autojump_clock):
+    dial, origins = pool(kept_seconds=15)
+    for address in (HERE, THERE):
+        (await origins.lend(address, 5)).keep()
+        await trio.sleep(10)
+    origins.expire()
+    assert (len(dial.open(HERE)), len(dial.open(THERE))) == (0, 1)
+
+
+async def test_all_that_is_kept_for_one_origin_can_be_closed():
+    dial, origins = pool()
+    lent = [await origins.lend(address, 5) for address in (HERE, HERE, HERE, THERE)]
+    for connection in lent[1:]:
+        connection.keep()
+    origins.close_kept(HERE)
+    assert dial.open(HERE) == [lent[0].wire]
+    assert len(dial.open(THERE)) == 1
+    origins.close_kept(Address("nowhere", 80, tls=False))
+    assert not (await origins.lend(HERE, 5)).reused
+
+
+async def test_where_there_may_be_no_more_at_all_the_oldest_kept_goes_for_a_new_one():
+    dial, origins = pool(open_max=3)
+    for address in (THERE, HERE):
+        (await origins.lend(address, 5)).keep()
+    third, other = Address("third", 80, tls=False), Address("other", 80, tls=False)
+    for address in (third, other):
+        await origins.lend(address, 5)
+    assert (dial.open(THERE), len(dial.open(HERE)), origins.open) == ([], 1, 3)
+
+
 async def test_no_more_are_kept_than_may_be_and_the_oldest_go_first():
     dial, origins = pool(kept_max=3)
     lent = [await origins.lend(address, 5) for address in (THERE, HERE, HERE, THERE, HERE)]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Rejected
 from proxy.types import Ask, Measures, Secret
+from proxy.upstreams.http1 import lines_of
 from proxy.upstreams.providers import TRAVELLING, URLS_MAX, Way, anthropic, gemini, openai
 from tests.offers import model, offer
 from tests.values import evolve
@@ -142,6 +143,14 @@ def test_what_is_on_the_list_travels(kind):
 def test_a_value_that_is_no_plain_text_does_not_travel(value):
     ask = evolve(ASK, headers=(("anthropic-beta", value),))
     assert "anthropic-beta" not in dict(anthropic.headers(KEY, ask))
+
+
+def test_a_list_that_ends_in_a_blank_travels_without_it():
+    """Two headers of one name are joined; where the second is empty, that could not be sent."""
+    ask = evolve(ASK, headers=(("openai-beta", "x, "), ("accept", " ")))
+    sent = dict(openai.headers(Secret("k"), ask))
+    assert (sent["openai-beta"], sent["accept"]) == ("x,", "")
+    assert lines_of(openai.headers(Secret("k"), ask))
 
 
 def test_anthropic_is_told_a_version_where_the_caller_names_none():

@@ -228,6 +228,28 @@ async def test_a_kept_connection_that_closes_without_an_answer_is_stale():
             await client.send(call_to(server), nothing)
 
 
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 200 OK\r\ncontent-type: appl", b"HTTP/1.1 100 Continue\r\n\r\n", b"?"]
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_an_answer_that_has_begun_is_never_taken_for_a_stale_connection(said, scheme, tmp_path):
+    """The provider has the request, and may bill it."""
+
+    async def script(server, stream):
+        await server.read_request(stream)
+        await stream.send_all(SHORT)
+        await server.read_request(stream)
+        await stream.send_all(said)
+        await stream.aclose()
+
+    tls = server_context(tmp_path / "pem") if scheme == "https" else None
+    async with proxied(script, tls) as (server, _, client):
+        await read_all(await client.send(call_to(server, scheme=scheme), nothing))
+        with pytest.raises(UpstreamFailed) as failed:
+            await client.send(call_to(server, scheme=scheme), nothing)
+        assert not isinstance(failed.value, ConnectionWasStale)
+
+
 async def test_what_cannot_be_sent_is_not_sent():
     async with proxied(short_answers) as (server, proxy, client):
         for call in (Call("http://[::1", (), b""), call_to(server, headers=(("a", "é"),))):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
 from proxy.upstreams import wire as wire_module
 from proxy.upstreams.transport import trust
@@ -179,6 +180,30 @@ async def test_a_wire_with_something_to_read_is_not_quiet(nursery, pairs):
     await wire.readable()
     assert not wire.quiet()
     wire.close()
+
+
+@pytest.mark.parametrize("what", ["bytes", "end"])
+async def test_a_wire_is_not_quiet_even_where_the_loop_has_not_had_a_turn_to_notice(what, nursery, pairs):
+    wire, other = await pairs(nursery)
+    assert wire.quiet()
+    await receive_all_that_is_there(wire)
+    sock = (other.transport_stream if pairs.over_tls else other).socket._sock
+    # without a checkpoint from here on
+    if what == "end":
+        sock.shutdown(socket.SHUT_RDWR)
+    elif pairs.over_tls:
+        other._ssl_object.write(b"x")
+        sock.send(other._outgoing.read())
+    else:
+        sock.send(b"x")
+    assert not wire.quiet()
+    wire.close()
+
+
+async def receive_all_that_is_there(wire):
+    """Have the wire know that there is nothing to read."""
+    await trio.testing.wait_all_tasks_blocked()
+    assert wire.receive() is None
 
 
 async def test_closing_wakes_who_waits_and_tells_the_other_side_at_once(nursery, pairs):

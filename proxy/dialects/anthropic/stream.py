@@ -5,13 +5,14 @@ the final usage) and `message_stop`; `ping` and `error` may come at any time. Ne
 deltas and are never decoded: two searches over a block tell that it holds nothing else. What they find is a
 hint only (a text may speak of a `"message_delta"`): what counts is the type of the event, once it is decoded.
 
-Content is counted so that no token can go by uncounted: whole frames, less the opening of a delta up to its
-text, where that literally is the same in frame after frame, and the brackets that must close it.
+Content is counted so that no token can go by uncounted: the data of whole frames, less the opening of a delta up
+to its text, and the brackets that must close it. Comments and pings count for nothing, wherever they stand. Where
+a block holds nothing but deltas that open alike, a few searches tell that, and its size is worked out at once.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from attrs import define, field
@@ -21,7 +22,7 @@ from proxy.dialects.anthropic import errors
 from proxy.dialects.anthropic.length import NO_BLOCK, length
 from proxy.dialects.anthropic.usage import RunningUsage
 from proxy.dialects.passthrough import Cut, costed, truncated
-from proxy.dialects.sse import Framer, data_of, frame_at, frames
+from proxy.dialects.sse import Framer, data_of, frames, only_data
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
 
@@ -33,8 +34,8 @@ _STOP: Final = b'"content_block_stop"'
 
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+_EVENT: Final = re.compile(rb"event: ?content_block_delta\r?\n")
 _HEAD: Final = re.compile(
-    rb"(?:event: ?content_block_delta\r?\n)?"
     rb'data: ?\{(?:"type": ?"content_block_delta", ?|"index": ?\d+, ?){0,2}'
     rb'"delta": ?\{(?:"type": ?"\w+", ?)?"\w+": ?"'
 )
@@ -70,6 +71,8 @@ class Tap:
             which can be told whether one is open.
     """
 
+    may_go_on: ClassVar[bool] = False
+    went_on: ClassVar[bool] = False
     _meter: MeterLike
     _model: str
     ended: bool = field(default=False, init=False)
@@ -78,6 +81,9 @@ class Tap:
     _final: bool = field(default=False, init=False)
     _broken: StreamBroken | None = field(default=None, init=False)
     _head: bytes = field(default=b"", init=False)
+    """How the last delta began, up to its text, with the name of the event."""
+    _lines: int = field(default=0, init=False)
+    """How many lines such a frame has."""
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
         """Look at whole frames: meter them, and say from where on they are the end.
@@ -93,9 +99,9 @@ class Tap:
         content: list[bytes] = []
         for frame in frames(block):
             is_content, is_end = True, False
-            if _MESSAGE in frame or _ERROR in frame:
+            if (_MESSAGE in frame or _ERROR in frame) and (data := data_of(frame)):
                 try:
-                    is_content, is_end = self._event(data_of(frame))
+                    is_content, is_end = self._event(data)
                 except StreamBroken as broken:
                     if position == 0:
                         raise
@@ -140,10 +146,10 @@ class Tap:
         try:
             event = _events.decode(data)
         except _UNDECODABLE:
-            return len(frame) + 1
+            return 1 + len(only_data(frame))
         if event.type == "message_start":
-            return len(frame) + 1 if _part(event.message, "content") else 0
-        return 0 if event.type in _SILENT else 1 + self._size(frame, frame.count(_DELTA))
+            return 1 + len(only_data(frame)) if _part(event.message, "content") else 0
+        return 0 if event.type in _SILENT else 1 + _size(only_data(frame))
 
     def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
         """The end of an answer that was cut: its open block closed, and `max_tokens`."""
@@ -154,39 +160,41 @@ class Tap:
         return length(begun=begun, block=block, model=self._model, limit=cut.limit, receipt=receipt)
 
     def _count(self, block: bytes) -> None:
-        """Show the meter what content goes by. Pings and frames that only open and close are none."""
+        """Show the meter what content goes by. Pings, comments and frames that only open and close are none."""
         deltas = block.count(_DELTA)
-        content = deltas + block.count(_START)
-        if not content:
-            self._count_others(block)
+        if (
+            deltas
+            and self._head
+            and block.count(self._head) == deltas
+            and block.count(b"\n") == deltas * self._lines
+        ):
+            # so there are no other frames, and no other lines
+            self.standing = block
+            self._meter.saw(deltas, len(block) - deltas * (len(self._head) + _CLOSING))
             return
-        self.standing = block
-        self._meter.saw(content, self._size(block, deltas))
-
-    def _size(self, block: bytes, deltas: int) -> int:
-        """An upper bound of the bytes of content in whole frames.
-
-        Args:
-            block: the frames.
-            deltas: how many of them seem to be deltas; with another head than is known, a new one is learned.
-        """
-        known = block.count(self._head) if self._head else 0
-        if known < deltas:
-            start, end = frame_at(block, block.rfind(_DELTA))
-            head = _HEAD.match(block, start, end)
-            if head is not None and head.group() != self._head:
-                self._head = head.group()
-                known = block.count(self._head)
-        return len(block) - known * (len(self._head) + _CLOSING)
-
-    def _count_others(self, block: bytes) -> None:
-        """Count the frames of a block without deltas: those of a kind that we have never heard of."""
         for frame in frames(block):
-            if _STOP in frame:
-                self.standing = block
-            weight = self.weigh(frame)
-            if weight:
-                self._meter.saw(1, weight - 1)
+            self._count_one(frame, block)
+
+    def _count_one(self, frame: bytes, block: bytes) -> None:
+        """Count one frame of a block. One that may hold content is not decoded."""
+        data = only_data(frame)
+        delta = _DELTA in data
+        if delta:
+            self._learn(frame)
+        known = delta or _START in data
+        weight = 1 + _size(data) if known else self.weigh(frame)
+        if known or _STOP in data:
+            self.standing = block
+        if weight:
+            self._meter.saw(1, weight - 1)
+
+    def _learn(self, frame: bytes) -> None:
+        """Learn how deltas open from one that has no line but its event's name and its data."""
+        event = _EVENT.match(frame)
+        head = _HEAD.match(frame, event.end() if event is not None else 0)
+        lines = 2 + (event is not None)
+        if head is not None and frame.count(b"\n") == lines:
+            self._head, self._lines = frame[: head.end()], lines
 
     def _event(self, data: bytes) -> tuple[bool, bool]:
         """Take in one event that may matter; say if it is content, and if the end begins with it."""
@@ -221,6 +229,12 @@ class Tap:
         reported = self._usage.reported(final=self._final)
         if reported is not None:
             self._meter.report(reported)
+
+
+def _size(data: bytes) -> int:
+    """An upper bound of the bytes of content in the data of a frame."""
+    head = _HEAD.match(data)
+    return len(data) if head is None else max(len(data) - head.end() - _CLOSING, 0)
 
 
 def _part(value: Any, name: str) -> Any:

@@ -1,9 +1,12 @@
 """Watch Gemini's streams and answers go by: usage, errors, where content begins and where the end does.
 
 A stream is a row of responses, each with a piece of content and a running total of usage. Nothing says that
-it is over but a `finishReason` on every candidate (or a `blockReason` on the prompt) and the close of the
-connection. Every response is looked at: the usage is in all of them, they are few and large, and all but a
-handful of fields are skipped over without being built.
+it is over but the close of the connection, or a silence where it should come. A `finishReason` on every candidate
+(or a `blockReason` on the prompt) only says that it may be: some servers have one in every response, some where
+a tool of theirs begins. So what stands behind the last piece of content, that piece included, is withheld while
+all are finished, and goes on where more content follows. Of a stream that went on so, no report is taken for the
+last word before its close. Every response is looked at: the usage is in all of them, they are few and large, and
+all but a handful of fields are skipped over without being built.
 
 An error may come as an event, or as bare JSON behind the last event.
 """
@@ -18,11 +21,13 @@ from proxy.dialects.gemini import errors
 from proxy.dialects.gemini.length import length
 from proxy.dialects.gemini.usage import RunningUsage
 from proxy.dialects.passthrough import Cut, Passthrough, costed, is_nothing, take_apart, truncated
-from proxy.dialects.sse import Framer, data_of, frames
+from proxy.dialects.sse import Bare, Framer, data_of, frames
 from proxy.errors import Kind, StreamBroken
 from proxy.types import MeterLike
 
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_CANDIDATES: Final = b'"candidates"'
 
 _EMPTY_MAX: Final = 128
 """No content without anything in it is longer, however it is spaced out."""
@@ -53,20 +58,35 @@ class Tap:
     Attributes:
         choices: how many candidates were asked for. Only that many make an end at once; where the provider
             sends fewer, the close of its connection does.
-        ended: every candidate is finished, and what was used is told.
-        standing: the candidates that are finished.
+        ended: every candidate is finished, and what was used is told; or there was an error.
+        standing: how many responses were given to be relayed.
+        went_on: in the block that was looked at last there was content behind what seemed to be the end.
     """
 
     _meter: MeterLike
     _choices: int = 1
     ended: bool = field(default=False, init=False)
-    standing: frozenset[int] = field(default=frozenset(), init=False)
+    standing: int = field(default=0, init=False)
+    went_on: bool = field(default=False, init=False)
     _usage: RunningUsage = field(factory=RunningUsage, init=False)
+    _looked: int = field(default=0, init=False)
+    """How many responses were looked at."""
     _begun: set[int] = field(factory=set, init=False)
+    _finished: dict[int, int] = field(factory=dict, init=False)
+    """The candidates that are finished, each with the number of the first response behind its content that said so."""
+    _told: bool = field(default=False, init=False)
+    """What was used is told, as no part of the answer has come since, and all seems to be over."""
     _sample: bytes = field(default=b"", init=False)
     _spoken: bool = field(default=False, init=False)
     _blocked: bool = field(default=False, init=False)
+    _wavers: bool = field(default=False, init=False)
+    """It went on before: nothing but the close is its end."""
     _broken: StreamBroken | None = field(default=None, init=False)
+
+    @property
+    def may_go_on(self) -> bool:
+        """A finished answer may go on; one that ended with an error does not."""
+        return self._broken is None
 
     def look(self, block: bytes) -> tuple[bytes, bytes]:
         """Look at whole frames: meter them, and say from where on they are the end.
@@ -75,22 +95,29 @@ class Tap:
             StreamBroken: the block begins with an error.
         """
         position = 0
-        end: int | None = None
-        told = False
+        end: int | None = 0 if self._is_over else None
+        given, was_told, reported = self.standing, self._told, False
+        self.went_on = False
         for frame in frames(block):
             try:
-                told |= self._frame(frame)
+                goes_on, reports = self._frame(frame)
             except StreamBroken as broken:
                 if position == 0:
                     raise
                 self._broken, self.ended = broken, True
                 block = block[:position]
                 break
-            if end is None and self._is_over:
-                end = position
+            reported |= reports
+            self.went_on |= goes_on
+            if not self._is_over:
+                end = None
+            elif end is None or goes_on:
+                end, given = position, self._looked - 1
             position += len(frame)
-        if told:
-            self._report()
+        self._wavers |= self.went_on
+        if reported or was_told != self._told:
+            self._report(final=self._told and not self._wavers)
+        self.standing = self._looked if end is None else given
         return (block, b"") if end is None else (block[:end], block[end:])
 
     def finish(self, rest: bytes) -> bytes:
@@ -101,14 +128,13 @@ class Tap:
         """
         last = b""
         if self._broken is None and rest.strip():
-            if self._is_over and not errors.is_error(rest):
-                rest = b""  # a torn frame behind the end takes nothing from the answer
-            else:
-                last = self._last_frame(rest)
+            last = self._last_frame(rest)
         if self._broken is not None:
             raise self._broken
         if not self._is_over:
             raise truncated()
+        if self._wavers:
+            self._report(final=self._told)
         return last
 
     def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
@@ -125,10 +151,12 @@ class Tap:
         return 0 if _is_silent(response) else 1 + _size(response)
 
     def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
-        """The end of an answer that was cut: a last response for every candidate that is not finished."""
-        finished = cut.standing.union(
-            *(_finished_in(response) for frame in frames(cut.shown) if (response := _read(data_of(frame))))
-        )
+        """The end of an answer that was cut: a last response for every candidate that is not finished.
+
+        One is, if the client was told so, and nothing of it has come since, shown or not.
+        """
+        shown = cut.standing + sum(bool(data_of(frame)) for frame in frames(cut.shown))
+        finished = {index for index, number in self._finished.items() if number <= shown}
         return length(self._choices, take_apart(self._sample) or {}, finished, cut.limit, receipt)
 
     def _last_frame(self, rest: bytes) -> bytes:
@@ -136,41 +164,59 @@ class Tap:
         try:
             return b"".join(self.look(rest.rstrip(b"\r\n") + b"\r\n\r\n"))
         except _NotAResponse:
+            # a torn frame behind the end takes nothing from the answer, unless there is a piece of it in there
+            if self._is_over and not self._wavers and _CANDIDATES not in rest:
+                return b""
             raise truncated() from None
 
     @property
     def _is_over(self) -> bool:
-        return self._blocked or (bool(self._begun) and self._begun <= self.standing)
+        """All that has begun is finished: for all that is known, nothing follows."""
+        return self._blocked or (bool(self._begun) and self._begun <= self._finished.keys())
 
-    def _frame(self, frame: bytes) -> bool:
-        """Take in one frame; true if it reports usage."""
+    def _frame(self, frame: bytes) -> tuple[bool, bool]:
+        """Take in one frame; say whether the answer goes on with it that seemed to be over, and if it reports usage."""
         data = data_of(frame)
         if not data:
             if frame.strip() and frame.lstrip()[:1] in (b"{", b"["):  # bare JSON: only errors come so
                 raise errors.broken(frame)
-            return False
+            return False, False
         response = _read(data)
         if response is None:
             raise _NotAResponse
         if response.error is not None:
             raise errors.broken(data)
         self._sample = self._sample or frame
-        self._begun.update(map(_index, response.candidates or ()))
-        if finished := _finished_in(response):
-            self.standing |= finished
+        self._looked += 1
+        was_over = self._is_over
         content = _size(response) if self._spoken or not _is_silent(response) else 0
         if content:
             self._spoken = True
             self._meter.saw(1, content)
-        self._blocked |= _is_blocked(response)
+        # an end without words belongs to the one before
+        goes_on = was_over and not _is_silent(response)
+        self._take_finishes(response)
+        self._blocked = _is_blocked(response) or (self._blocked and not goes_on)
+        over = self._is_over
         self._usage.take(response.usageMetadata)
-        told = isinstance(response.usageMetadata, dict)
+        reports = isinstance(response.usageMetadata, dict)
         # A report that follows the last piece of content is worth waiting for; the close would end that, too.
-        self.ended |= told and self._is_over and (self._blocked or len(self._begun) >= self._choices)
-        return told
+        self._told = over and (reports or (self._told and not goes_on))
+        self.ended = self._told and (self._blocked or len(self._begun) >= self._choices)
+        return goes_on or (was_over and not over), reports
 
-    def _report(self) -> None:
-        reported = self._usage.reported(final=self._is_over)
+    def _take_finishes(self, response: _Response) -> None:
+        """Note which candidates have begun, and are finished; one with more content is so no longer."""
+        for candidate in response.candidates or ():
+            index = _index(candidate)
+            self._begun.add(index)
+            if index in self._finished and not _is_wordless(candidate):
+                del self._finished[index]
+            if candidate.finishReason is not None:
+                self._finished.setdefault(index, self._looked)
+
+    def _report(self, *, final: bool) -> None:
+        reported = self._usage.reported(final=final)
         if reported is not None:
             self._meter.report(reported)
 
@@ -197,7 +243,7 @@ class Elements:
 
     @property
     def ended(self) -> bool:
-        """The provider's terminal event was seen; what is left of its bytes does not matter."""
+        """What seems to be the provider's last word was seen; see `Passthrough.ended`."""
         return self._stream.ended
 
     def feed(self, chunk: bytes) -> bytes:
@@ -250,6 +296,7 @@ class Prelude:
     """Waits for the first content: until then another account could still answer."""
 
     _framer: Framer
+    _bare: Bare = field(factory=Bare, init=False)
 
     def feed(self, chunk: bytes) -> bool:
         """True once content has begun.
@@ -257,14 +304,19 @@ class Prelude:
         Raises:
             UpstreamFailed: the stream began with an error.
         """
-        for frame in frames(self._framer.feed(chunk)):
+        block = self._framer.feed(chunk)
+        for frame in frames(block):
             data = data_of(frame) or frame.strip()
             if errors.is_error(data):
                 raise errors.failed(data)
             response = _read(data) if data.startswith(b"{") else None
             if response is not None and (response.candidates or response.promptFeedback is not None):
                 return True
-        if errors.is_error(self._framer.rest):  # bare JSON, which no blank line ends
+        if block:
+            self._bare, chunk = Bare(), self._framer.rest
+        if (
+            chunk and self._bare.feed(chunk) and errors.is_error(self._framer.rest)
+        ):  # bare JSON, which no blank line ends
             raise errors.failed(self._framer.rest)
         return False
 
@@ -318,9 +370,12 @@ def _size(response: _Response) -> int:
 
 def _is_silent(response: _Response) -> bool:
     """Whether a response surely holds no part of an answer."""
-    return _size(response) <= _EMPTY_MAX and all(
-        _is_empty(candidate.content) for candidate in response.candidates or ()
-    )
+    return all(map(_is_wordless, response.candidates or ()))
+
+
+def _is_wordless(candidate: _Candidate) -> bool:
+    """Whether a candidate surely brings no part of an answer."""
+    return len(memoryview(candidate.content)) <= _EMPTY_MAX and _is_empty(candidate.content)
 
 
 def _is_empty(raw: msgspec.Raw) -> bool:

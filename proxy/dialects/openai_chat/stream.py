@@ -11,26 +11,35 @@ with the first frame after which no content can come: usage once every choice ha
 Some of them also leave out `[DONE]`. A stream that stops after such a last report of usage is complete, and
 gets its `[DONE]` here; every other one is truncated.
 
-Content is counted so that no token can go by uncounted: whole frames, less what literally is the same frame
-after frame around the text. What comes before the first frame that says anything is no content; an answer of
-which none was counted is empty.
+Content is counted so that no token can go by uncounted: the data of whole frames, less what literally is the same
+frame after frame around the text. Comments count for nothing, wherever they stand. What comes before the first
+frame that says anything is no content; an answer of which none was counted is empty.
 """
 
 import re
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import msgspec
 from attrs import define, field, frozen
 from msgspec.structs import replace
 
-from accounting.records import Receipt
+from accounting.records import Ending, Receipt
 from pricing.usage import Reported
 from proxy.dialects.body import Object, encode
 from proxy.dialects.openai_chat.errors import Said, said, said_by
 from proxy.dialects.openai_chat.length import DONE, length
 from proxy.dialects.openai_chat.usage import UsualUsage, read_usage, usual
 from proxy.dialects.passthrough import Cut, is_nothing, reported, rewritten, take_apart, truncated, with_cost
-from proxy.dialects.sse import Framer, count_data_lines, data_of, frame_at, frames, last_border
+from proxy.dialects.sse import (
+    Bare,
+    Framer,
+    count_data_lines,
+    data_of,
+    frame_at,
+    frames,
+    last_border,
+    only_data,
+)
 from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.types import Ask, MeterLike
 
@@ -42,6 +51,9 @@ FEW_BYTES: Final = 2**12
 
 EMPTY_BODY_MAX: Final = 2**14
 """No answer without any content in it is longer; of longer ones the choices are never decoded."""
+
+NO_EVENT: Final = (b"{", b"[", b"<")
+"""What begins so, in place of a stream, is JSON or a page of HTML."""
 
 QUOTE: Final = ord('"')
 EMPTY_STRING: Final = len('""')
@@ -153,6 +165,8 @@ class StreamTap:
         standing: the choices that are finished.
     """
 
+    may_go_on: ClassVar[bool] = False
+    went_on: ClassVar[bool] = False
     _ask: Ask
     _meter: MeterLike
     ended: bool = field(default=False, init=False)
@@ -195,10 +209,16 @@ class StreamTap:
             raise self._failure
         if self.ended:
             return b""
-        rest = rest.strip()
-        if (not rest and self._last_word) or data_of(rest) == b"[DONE]":  # only its blank line is missing
+        rest = b"\n".join(line for line in rest.splitlines() if not line.startswith(b":")).strip()
+        last = b""
+        if take_apart(rest) is not None:  # only its blank line is missing
+            last = b"".join(self.look(rest + b"\n\n"))
+            rest = b""
+            if self._failure is not None:
+                raise self._failure
+        if (not rest and self._last_word) or data_of(rest) == b"[DONE]":
             self._conclude()
-            return DONE
+            return last + DONE
         raise _broken_by(rest)
 
     def end(self, withheld: bytes, receipt: Receipt | None) -> bytes:
@@ -224,7 +244,7 @@ class StreamTap:
             return None
         if not data_of(frame) or (fields is not None and _is_silent(fields)):
             return 0
-        return 1 + self._size(frame)
+        return 1 + self._size(only_data(frame))
 
     def length(self, cut: Cut, receipt: Receipt | None) -> bytes:
         """The end of an answer that was cut: a length for every choice that is not finished."""
@@ -236,10 +256,12 @@ class StreamTap:
         if self._usual is None and count_data_lines(block):
             # A server that writes its JSON with other spaces than all others do gets every frame looked at.
             self._usual = any(choices in block for choices in _CHOICES)
-        if self._usual is False:
-            return 0
+        if self._usual is False or (self.standing and self._is_finished):
+            return 0  # behind the finish there are few frames, and the usage is in one of them, however it is spaced
         # From the end, because the search from the left is four times slower in text that is full of quotes.
         found = [needle for needle in _SPECIAL if block.rfind(needle) >= 0]
+        if found == [b"[DONE]"]:  # the usage may be spaced like no other, behind the finish
+            found += [needle for needle in _FINISHED if needle in block]
         return last_border(block, 0, min(block.find(needle) for needle in found)) if found else -1
 
     def _take_in(self, frame: bytes) -> bytes:
@@ -252,23 +274,35 @@ class StreamTap:
         if fields is None:
             self._saw(frame)
             return frame
+        usage = _usage_of(fields)
         if error := _decoded(fields.get("error")):
             words = said(error) if isinstance(error, dict) else Said(str(error))
             self._failure = reported(words.message, words.code or words.type)
+            # nothing follows an error; but no provider reads nothing, so such a report has not come to the input yet
+            self._report(fields, usage, final=usage is not None and bool(usage.get("prompt_tokens")))
             return b""
         choices = _choices(fields)
-        usage = _usage_of(fields)
         if choices or usage is None:
             self._saw(frame)
         if usage is None:
             return frame
-        over = len(self.standing) >= self._ask.measures.choices
-        report = read_usage(usage, tier=_decoded(fields.get("service_tier")), final=over)
+        over = self._is_finished
+        if self._report(fields, usage, final=over):
+            self._last_word = self._last_word or over
+        return frame if choices or over or self._ask.usage_wanted else b""
+
+    @property
+    def _is_finished(self) -> bool:
+        return len(self.standing) >= self._ask.measures.choices
+
+    def _report(self, fields: Object, usage: dict[str, Any] | None, *, final: bool) -> bool:
+        """Show the meter a frame's usage; says whether it is a report."""
+        tier = _decoded(fields.get("service_tier"))
+        report = None if usage is None else read_usage(usage, tier=tier, final=final)
         if report is not None:
             self._reported = report
             self._meter.report(report)
-            self._last_word = self._last_word or over
-        return frame if choices or over or self._ask.usage_wanted else b""
+        return report is not None
 
     def _conclude(self) -> None:
         """The stream is whole: the newest report is the provider's last word."""
@@ -286,9 +320,11 @@ class StreamTap:
 
     def _saw(self, part: bytes) -> None:
         """Count content: its frames, and an upper bound of its bytes."""
-        count = count_data_lines(part)
+        count, whole = count_data_lines(part), part
         if not count:
             return
+        if part.count(b"\n") != 2 * count:  # there is more than data and blank lines
+            part = only_data(part)
         for finished in _FINISHED:  # "" says nothing
             if part.rfind(finished) >= 0 and part.count(finished) > part.count(finished + b'"'):
                 self.standing |= _finished_in(part)
@@ -298,7 +334,7 @@ class StreamTap:
             if not count:
                 return
         if not self._head or part.rfind(self._head + self._key) < 0:
-            self._learn(part)
+            self._learn(part, whole)
         self._meter.saw(count, self._size(part))
 
     def _size(self, part: bytes) -> int:
@@ -329,8 +365,8 @@ class StreamTap:
                 return b"".join(parts[number:])
         return b""
 
-    def _learn(self, part: bytes) -> None:
-        """Learn what stands before and behind the content from the last frame that has a delta."""
+    def _learn(self, part: bytes, whole: bytes) -> None:
+        """Learn what stands around the content from the last frame with a delta. In `whole` is also what is no data."""
         start, end = frame_at(part, max(part.rfind(b'"delta":'), 0))
         frame = part[start:end]
         head = _HEAD.match(frame)
@@ -345,8 +381,11 @@ class StreamTap:
         self._head, self._key = head.group(1), head.group(2) or b""
         self._tail = tail.group() if tail is not None and tail.group() not in head.group() else b""
         if tail is not None and self._usual:
-            pattern = Pattern.of(frame, head.end(), tail.start(), tail.end())
-            if pattern is not None and self._size(frame) == len(frame) - pattern.around_bytes:
+            data = whole.rfind(frame.rstrip())
+            start, end = frame_at(whole, data)
+            before, named = data - start, whole[start:end]
+            pattern = Pattern.of(named, before + head.end(), before + tail.start(), before + tail.end())
+            if pattern is not None and self._size(frame) == len(named) - pattern.around_bytes:
                 self._pattern = pattern
 
 
@@ -359,6 +398,7 @@ class StreamPrelude:
     """
 
     _framer: Framer = field(factory=lambda: Framer(2 * PRELUDE_BYTES_MAX), init=False)
+    _bare: Bare = field(factory=Bare, init=False)
     _size: int = field(default=0, init=False)
 
     def feed(self, chunk: bytes) -> bool:
@@ -369,11 +409,17 @@ class StreamPrelude:
         """
         self._size += len(chunk)
         if self._size > PRELUDE_BYTES_MAX:
+            self._bare.feed(chunk)
+            if self._bare.start in NO_EVENT:
+                raise _no_stream(self._bare.start)
             return True
         block = self._framer.feed(chunk)
         if any(_is_content(frame) for frame in frames(block)):
             return True
-        _check_is_stream(self._framer.rest)
+        if block:
+            self._bare, chunk = Bare(), self._framer.rest
+        if (chunk and self._bare.feed(chunk)) or self._bare.start == b"<":
+            _check_is_stream(self._framer.rest)
         return False
 
 
@@ -445,6 +491,7 @@ def _is_content(frame: bytes) -> bool:
     """Whether a frame of the prelude is content already (or the end, or nothing that we know)."""
     data = data_of(frame)
     if not data:
+        _check_is_stream(frame)
         return False
     fields = take_apart(frame)
     if fields is None or data == b"[DONE]":
@@ -484,16 +531,24 @@ def _finished_in(part: bytes) -> frozenset[int]:
 
 
 def _check_is_stream(rest: bytes) -> None:
-    """Refuse an answer that is no stream of events: an error in plain JSON, a page of HTML."""
+    """Refuse what is no event: an error in plain JSON, a whole answer, a page of HTML."""
     start = rest.lstrip()[:1]
     if start in (b"{", b"["):
         error = said_by(_decoded(msgspec.Raw(rest)))
         if error is not None:
             raise _failed(error)
-    if start in (b"{", b"[", b"<"):
-        raise UpstreamFailed(
-            Kind.UPSTREAM_ERROR, "The provider did not answer with a stream.", try_another=True
-        )
+    if start in NO_EVENT:
+        raise _no_stream(start)
+
+
+def _no_stream(start: bytes) -> UpstreamFailed:
+    """An answer that is no stream. One in JSON may have been generated, and is billed: no second is asked for."""
+    return UpstreamFailed(
+        Kind.UPSTREAM_ERROR,
+        "The provider did not answer with a stream.",
+        try_another=start == b"<",
+        ending=Ending.REFUSED if start == b"<" else Ending.BROKEN,
+    )
 
 
 def _failed(error: Said) -> UpstreamFailed:

@@ -65,7 +65,10 @@ def common(ask: Ask) -> Headers:
     Compression is declined: answers are passed on as they come and searched for usage reports.
     """
     travelling = tuple(
-        (name, value) for name, value in ask.headers if name in TRAVELLING and _is_plain(value)
+        # a list that was joined of several headers may end in a blank, which could not be sent
+        (name, value.strip())
+        for name, value in ask.headers
+        if name in TRAVELLING and _is_plain(value)
     )
     return (
         ("user-agent", USER_AGENT),

@@ -171,6 +171,29 @@ def test_pings_are_no_content(run):
     assert (seen.meter.content_frames, seen.meter.content_bytes) == (0, 0)
 
 
+def test_a_comment_that_speaks_of_events_is_only_a_comment(run, recording):
+    data = recording("anthropic_text.sse")
+    comment = b': "error" "message_stop" "content_block_delta"\n\n'
+    seen = run(comment + data.replace(b"event: content", comment + b"event: content"))
+    assert seen.failure is None
+    assert seen.meter.content_frames == run(data).meter.content_frames
+
+
+def test_what_opens_and_closes_counts_the_same_however_it_is_read(run):
+    start = frame(type="content_block_start", index=0, content_block={"type": "text", "text": ""})
+    delta = frame(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "yo"})
+    stop, novel = frame(type="content_block_stop", index=0), frame(type="content_block_novelty", novel="x")
+    frames = [start, delta, delta, novel, stop, delta.replace(b'"index": 0', b'"index": 1'), stop]
+    apart, together = run(*frames).meter, run(b"".join(frames)).meter
+    assert (apart.content_frames, apart.content_bytes) == (together.content_frames, together.content_bytes)
+    assert apart.content_frames == 5
+
+
+def test_a_frame_without_an_end_to_its_text_takes_nothing_back(run):
+    seen = run(b'data: {"type":"content_block_delta","delta":{"text":"\n\n')
+    assert (seen.meter.content_frames, seen.meter.content_bytes) == (1, 0)
+
+
 def test_content_bytes_bound_the_text_and_leave_out_most_of_its_wrapping(run):
     text = "x" * 500
     seen = run(frame(type="content_block_delta", index=0, delta={"type": "text_delta", "text": text}) * 3)

@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -6,11 +7,14 @@ from hypothesis import strategies as st
 
 from accounting.records import Ending, Receipt
 from pricing.usage import Meter, Usage
-from proxy.errors import Kind, UpstreamFailed
+from proxy.dialects.gemini import errors
+from proxy.dialects.sse import Framer
+from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.types import Path
 from tests.dialects.common import ask, receipt
 
 SOUND = ("text", "thinking", "tools", "cached_media", "two_candidates", "blocked")
+WAVERING = ("stop_in_every_frame", "finish_in_between", "late_usage")
 BROKEN = ("error_raw", "error_frame", "error_early", "cut")
 
 
@@ -166,6 +170,162 @@ def test_usage_that_follows_the_finish_is_waited_for(run):
     assert seen.meter.reported.final
 
 
+# --- what seemed to be the end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("name", WAVERING)
+def test_an_answer_goes_on_behind_a_finish_wherever_it_is_cut_into_two(run, recording, name, array):
+    data = recording(f"gemini_{name}.sse")
+    whole = run(data, array=array)
+    assert whole.failure is None
+    if array:
+        assert json.loads(whole.written + whole.tail) == responses(data)
+    else:
+        assert whole.written + whole.tail == data
+    for at in range(1, len(data)):
+        cut = run(data[:at], data[at:], array=array)
+        assert cut.outcome == whole.outcome, at
+        assert seen(cut.meter) == seen(whole.meter), at
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(WAVERING), cuts=st.lists(st.integers(0, 1400), max_size=12))
+def test_an_answer_goes_on_behind_a_finish_however_it_is_cut(run, recording, name, cuts):
+    data = recording(f"gemini_{name}.sse")
+    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    pieces = [data[at[number] : at[number + 1]] for number in range(len(at) - 1)]
+    assert run(*pieces).outcome == run(data).outcome
+    assert run(*(data[at : at + 1] for at in range(len(data)))).outcome == run(data).outcome
+
+
+def seen(meter):
+    return meter.content_frames, meter.content_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "content"),
+    [("stop_in_every_frame", 400, 4), ("finish_in_between", 33, 5), ("late_usage", 4, 2)],
+)
+def test_the_last_report_is_billed_and_all_content_is_counted(run, recording, name, output, content):
+    last = run(recording(f"gemini_{name}.sse"))
+    assert last.meter.reported.legs == (Usage(input=8, output=output, requests=1),)
+    assert last.meter.reported.final
+    assert last.meter.content_frames == content
+    assert last.ended
+
+
+def reads(dialect, *frames, choices=1):
+    """What is relayed after each frame, whether it seems over, and whether the report is taken for the last."""
+    meter = Meter()
+    stream = dialect.passthrough(ask("gemini", choices=choices), meter)
+    found = []
+    for one in frames:
+        relayed = stream.feed(one)
+        found.append((relayed, stream.ended, meter.reported is not None and meter.reported.final))
+    return found, stream, meter
+
+
+def test_what_was_withheld_goes_on_as_soon_as_more_content_comes(dialect):
+    once, upon, more = (
+        frame(text="a", finish="STOP", usage=1),
+        frame(text="b", finish="STOP", usage=2),
+        frame(),
+    )
+    found, stream, meter = reads(dialect, once, upon, b": c\r\n\r\n", more)
+    assert found == [
+        (b"", True, True),
+        (once, True, False),
+        (b"", True, False),
+        (upon + b": c\r\n\r\n" + more, False, False),
+    ]
+    assert meter.content_frames == 3
+    with pytest.raises(StreamBroken, match="broke off"):
+        stream.finish()
+
+
+def test_content_behind_the_last_report_leaves_no_last_word(dialect):
+    found, stream, meter = reads(dialect, frame(finish="STOP", usage=1), frame(text="late", finish="STOP"))
+    assert [final for _, _, final in found] == [True, False]
+    stream.finish()
+    assert not meter.reported.final
+
+
+def test_an_end_without_words_belongs_to_the_one_before(dialect):
+    finish, silent = frame(finish="STOP", usage=1), frame(text="", finish="STOP", usage=2)
+    found, stream, meter = reads(dialect, frame(), finish, silent)
+    assert found[1:] == [(b"", True, True), (b"", True, True)]
+    stream.finish()
+    assert stream.end(None) == finish + silent
+    assert meter.reported.legs[0].output == 2
+
+
+def test_a_candidate_that_begins_late_lets_the_answer_go_on(dialect):
+    first, second = frame(finish="STOP", usage=1), frame(index=1, text="")
+    found, _, _ = reads(dialect, first, second, choices=2)
+    assert found == [(b"", False, True), (first + second, False, False)]
+
+
+def test_content_behind_a_block_lets_the_answer_go_on(dialect, recording):
+    blocked, more = recording("gemini_blocked.sse"), frame()
+    found, stream, _ = reads(dialect, blocked, more)
+    assert [relayed for relayed, _, _ in found] == [b"", blocked + more]
+    with pytest.raises(StreamBroken):
+        stream.finish()
+
+
+@pytest.mark.parametrize("last", [b"a", b"b"])
+def test_a_cut_answer_has_its_length_wherever_it_went_on_and_nowhere_else(dialect, last):
+    """Whatever was shown and looked at: finished is who was said to be, and has said nothing since."""
+    zero, one = frame(text="a", finish="STOP", usage=1), frame(index=1, text="b")
+    again = frame(text=last.decode(), index=0 if last == b"a" else 1, usage=2)
+    found, stream, _ = reads(dialect, zero, one, again, choices=2)
+    assert b"".join(relayed for relayed, _, _ in found) == zero + one + again
+    assert stream.cut(again, 0, "wallet") == b""
+    (end,) = responses(stream.end(None))
+    assert [candidate["index"] for candidate in end["candidates"]] == ([0, 1] if last == b"a" else [1])
+
+
+def test_of_a_cut_answer_what_is_withheld_is_not_shown_and_not_finished(dialect):
+    frames = [frame(text=text, finish="STOP", usage=1) for text in "abc"]
+    found, stream, _ = reads(dialect, *frames)
+    assert [relayed for relayed, _, _ in found] == [b"", *frames[:2]]
+    assert stream.cut(frames[1], 10**6, "wallet") == b""
+    (end,) = responses(stream.end(None))
+    assert [candidate["finishReason"] for candidate in end["candidates"]] == ["MAX_TOKENS"]
+
+
+def test_what_follows_the_end_without_content_is_bounded(dialect):
+    stream = dialect.passthrough(ask("gemini"), Meter())
+    stream.feed(frame(finish="STOP", usage=1))
+    with pytest.raises(StreamBroken, match="too long"):
+        for _ in range(200):
+            stream.feed(b": wait\r\n\r\n" * 10_000)
+
+
+def test_after_an_error_nothing_more_is_looked_at(dialect):
+    found, stream, meter = reads(
+        dialect, frame() + b'data: {"error": {"code": 500}}\r\n\r\n', frame(text="late")
+    )
+    assert [relayed for relayed, _, _ in found] == [frame(), b""]
+    assert meter.content_frames == 1
+    with pytest.raises(StreamBroken):
+        stream.finish()
+
+
+def test_a_report_behind_the_end_counts_without_its_blank_line_too(run, recording):
+    data = recording("gemini_late_usage.sse")
+    assert run(data.rstrip()).meter.reported.legs == (Usage(input=8, output=4, requests=1),)
+
+
+def test_a_torn_piece_of_the_answer_behind_the_end_breaks_it(run, recording):
+    for name in ("stop_in_every_frame", "finish_in_between"):
+        data = recording(f"gemini_{name}.sse")
+        border = data.index(b"\r\n\r\n", data.index(b"STOP")) + 4
+        for length in range(border + 20, data.index(b"\r\n\r\n", border)):
+            assert run(data[:length]).failure is not None, length
+
+
 def test_a_torn_frame_behind_the_end_takes_nothing_from_the_answer(run):
     finish = frame(finish="STOP")
     seen = run(finish, b'data: {"usageMeta')
@@ -298,6 +458,24 @@ def test_a_bad_key_in_the_prelude_is_no_fault_of_the_request(dialect, recording)
     with pytest.raises(UpstreamFailed) as failed:
         dialect.prelude().feed(recording("gemini_error_400.json"))
     assert not failed.value.try_another
+
+
+def test_a_first_response_in_many_reads_is_put_together_once(dialect, recording):
+    prelude, data = dialect.prelude(), recording("gemini_text.sse")
+    border = data.index(b"\r\n\r\n") + 3
+    with mock.patch.object(Framer, "rest", new_callable=mock.PropertyMock) as rest:
+        assert not any(prelude.feed(data[at : at + 1]) for at in range(border))
+    rest.assert_not_called()
+    assert prelude.feed(data[border : border + 1])
+
+
+def test_a_bare_error_in_many_reads_is_decoded_once(dialect, recording):
+    prelude, data = dialect.prelude(), recording("gemini_error_429.json").rstrip()
+    with mock.patch.object(errors, "is_error", wraps=errors.is_error) as is_error:
+        assert not any(prelude.feed(data[at : at + 1]) for at in range(len(data) - 1))
+        with pytest.raises(UpstreamFailed):
+            prelude.feed(data[-1:])
+    assert is_error.call_count == 1
 
 
 # --- answers in one piece -------------------------------------------------------------------------------

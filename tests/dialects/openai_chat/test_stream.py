@@ -219,6 +219,64 @@ def test_a_done_without_its_blank_line_is_a_done(newline):
     assert end.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("name", ["openai_text.sse", "openai_usage_with_finish.sse"])
+@pytest.mark.parametrize("lost", [b"", b"\n", b"\r\n", b"\n: bye", b"\n\n: bye\n"])
+def test_without_done_a_last_report_is_found_without_its_blank_line_too(name, lost):
+    data = recording(name).removesuffix(b"data: [DONE]\n\n").rstrip()
+    relayed, end, meter, broken = play(ask(), [data + lost])
+    assert broken is None
+    assert meter.reported.legs == (EXPECTED[name],)
+    assert meter.reported.final
+    assert payloads(relayed + end)[:-2] == payloads(data)[:-1]
+    assert usages(relayed + end)[-1]["usage"]["cost_micro"] == 2
+    assert end.endswith(b"\n\ndata: [DONE]\n\n")
+    hidden = play(ask(usage=False), [data + lost])
+    assert (usages(hidden[0] + hidden[1]) == []) is (name == "openai_text.sse")
+
+
+def test_without_done_a_torn_report_is_none():
+    data = recording("openai_text.sse").removesuffix(b"data: [DONE]\n\n").rstrip()
+    report = len(sse.frames(data)[-1])
+    for cut in range(1, report):
+        _, _, meter, broken = play(ask(), [data[:-cut]])
+        assert "broke off" in broken.message
+        assert meter.reported is None
+
+
+def test_an_error_without_its_blank_line_is_told():
+    frame = sse.frames(recording("openai_text.sse"))[1]
+    _, _, _, broken = play(ask(), [frame, b'data: {"error":{"message":"boom"}}'])
+    assert "boom" in broken.message
+
+
+def test_content_without_its_blank_line_is_no_end():
+    frames = sse.frames(recording("openai_text.sse"))
+    _, _, meter, broken = play(ask(), [*frames[:2], frames[2].rstrip()])
+    assert "broke off" in broken.message
+    assert meter.content_frames == 2
+
+
+@pytest.mark.parametrize("space", [b"\t", b"  ", b" \r "])
+def test_a_last_report_is_found_however_it_is_spaced(space):
+    data = recording("openai_text.sse").replace(b'"usage":{', b'"usage":' + space + b"{")
+    for chunks in ([data], sse.frames(data)):
+        _, _, meter, broken = play(ask(), chunks)
+        assert broken is None
+        assert meter.reported.final
+
+
+@pytest.mark.parametrize(("read", "final"), [(700, True), (0, False)])
+def test_an_error_in_the_middle_is_billed_as_it_says(read, final):
+    frame = sse.frames(recording("openai_text.sse"))[1]
+    report = {"prompt_tokens": read, "completion_tokens": 300, "total_tokens": read + 300}
+    error = {"error": {"message": "boom"}, "choices": [], "usage": report}
+    for end in (b"\n\n", b""):
+        _, _, meter, broken = play(ask(), [frame, b"data: " + msgspec.json.encode(error) + end])
+        assert "boom" in broken.message
+        assert meter.reported.legs == (Usage(input=read, output=300, requests=1),)
+        assert meter.reported.final is final, "no provider reads nothing"
+
+
 def test_without_done_a_stream_is_complete_only_once_every_choice_has_finished_and_the_usage_came():
     data = recording("openai_two_choices.sse").removesuffix(b"data: [DONE]\n\n")
     assert play(ask(choices=2), [data])[3] is None
@@ -488,6 +546,54 @@ def test_an_error_before_content_says_whether_another_account_may_be_tried(error
 def test_an_answer_that_is_no_stream_is_a_failure(body):
     with pytest.raises(UpstreamFailed, match="not answer with a stream"):
         DIALECT.prelude().feed(body)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_a_whole_answer_in_place_of_a_stream_is_not_asked_for_twice(step, end):
+    """The provider has generated it, and will bill it."""
+    body, prelude = recording("openai_text.json").rstrip() + end, DIALECT.prelude()
+    with pytest.raises(UpstreamFailed, match="not answer with a stream") as caught:
+        for at in range(0, len(body), step):
+            assert not prelude.feed(body[at : at + step])
+    assert not caught.value.try_another
+    assert caught.value.ending is Ending.BROKEN
+
+
+def test_a_page_in_place_of_a_stream_lets_another_account_answer():
+    for page in (b"<!doctype html>", b"<html>\n\n<p>", b"<" + b"p" * 2**17):
+        with pytest.raises(UpstreamFailed, match="not answer with a stream") as caught:
+            DIALECT.prelude().feed(page)
+        assert caught.value.try_another
+        assert caught.value.ending is Ending.REFUSED
+
+
+def test_an_error_in_plain_json_is_told_however_it_is_read():
+    body = (
+        b'{"error":{"message":"{\\"}\\\\","type":"invalid_request_error","code":"context_length_exceeded"}}'
+    )
+    prelude = DIALECT.prelude()
+    assert not any(prelude.feed(body[at : at + 1]) for at in range(len(body) - 1))
+    with pytest.raises(UpstreamFailed) as caught:
+        prelude.feed(body[-1:])
+    assert caught.value.kind is Kind.REFUSED_UPSTREAM
+
+
+def test_an_answer_in_place_of_a_stream_is_waited_for_only_so_long():
+    prelude = DIALECT.prelude()
+    assert not prelude.feed(b'{"a":"')
+    with pytest.raises(UpstreamFailed) as caught:
+        prelude.feed(b"x" * 2**16)
+    assert not caught.value.try_another
+
+
+def test_a_first_frame_in_many_reads_is_put_together_once():
+    prelude = DIALECT.prelude()
+    assert not prelude.feed(b": wait\n\nda")
+    with mock.patch.object(sse.Framer, "rest", new_callable=mock.PropertyMock) as rest:
+        assert not any(prelude.feed(b"ta: xxxx") for _ in range(1000))
+    rest.assert_not_called()
+    assert prelude.feed(b"\n\n")
 
 
 def test_a_prelude_without_end_is_given_up():
