@@ -322,7 +322,9 @@ def _gateway(
     limits = config.limits
     waiting = Waiting(config.holds.hold_wait_seconds, config.holds.waiting_max)
     opened.books.freed = waiting.wake
-    ceilings = Ceilings(limits.requests_max, limits.muted_max, limits.muted_per_key_max)
+    ceilings = Ceilings(
+        limits.requests_max, limits.muted_max, limits.muted_per_key_max, limits.uploads_bytes_max
+    )
     gateway = Gateway(
         config=config,
         books=opened.books,

@@ -136,6 +136,7 @@ class RequestLimits:
         muted_max: answers that are read to their end for clients who left, in all.
         muted_per_key_max: the same for one key.
         connections_max: open connections of clients.
+        uploads_bytes_max: memory of all bodies that are being read; more are refused (503).
     """
 
     body_bytes_max: int = field(default=32 * 2**20, validator=ge(1024))
@@ -148,6 +149,7 @@ class RequestLimits:
     muted_max: int = field(default=1000, validator=ge(1))
     muted_per_key_max: int = field(default=16, validator=ge(1))
     connections_max: int = field(default=20_000, validator=ge(1))
+    uploads_bytes_max: int = field(default=2**30, validator=ge(2**20))
 
 
 @frozen

@@ -80,6 +80,31 @@ class Ceilings:
     requests_max: int
     muted_max: int
     muted_per_key_max: int
+    uploads_bytes_max: int = 2**30
+
+
+@define(eq=False)
+class Uploads:
+    """Memory for bodies that are being read: they may be large, and come as slowly as is just allowed.
+
+    Attributes:
+        bytes_max: of all together.
+        taken: of these.
+    """
+
+    bytes_max: int
+    taken: int = 0
+
+    def take(self, count: int) -> None:
+        """See `types.Room`."""
+        if self.taken + count > self.bytes_max:
+            message = "Too many large requests are being sent at once."
+            raise Rejected(Kind.OVERLOADED, message, retry_after_seconds=RETRY_SECONDS)
+        self.taken += count
+
+    def give_back(self, count: int) -> None:
+        """See `types.Room`."""
+        self.taken -= count
 
 
 @frozen
@@ -247,13 +272,19 @@ class Limits:
     Attributes:
         ceilings: of the gateway.
         now: monotonic seconds.
+        uploads: room for bodies while they are read.
     """
 
     ceilings: Ceilings
     now: Callable[[], float]
+    uploads: Uploads = field(init=False)
     open: int = 0
     muted: int = 0
     _keys: dict[str, _KeyState] = field(factory=dict)
+
+    @uploads.default
+    def _uploads_default(self) -> Uploads:
+        return Uploads(self.ceilings.uploads_bytes_max)
 
     def admit(self, caller: Caller, reply: Hanging) -> Slot:
         """Take a place for one request.

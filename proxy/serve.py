@@ -29,7 +29,10 @@ async def serve(gateway: Gateway, path: Path, request: Request, reply: Reply) ->
             reply.note(headers.standing(standing, path.dialect, gateway.books.clock()))
         claim = credit.claim(gateway, caller, path, request)
         ask = dialect.read_request(
-            path, request.headers, await request.body(config.limits.body_bytes_max), config.unknown_fields
+            path,
+            request.headers,
+            await request.body(config.limits.body_bytes_max, gateway.limits.uploads),
+            config.unknown_fields,
         )
         offers = gateway.router.offers(ask, caller, gateway.books.available_to(claim))
         slot.tokens(offers[0].bounds)

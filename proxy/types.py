@@ -362,6 +362,18 @@ class MeterLike(Protocol):
         ...
 
 
+class Room(Protocol):
+    """Memory that all bodies share while they are being read."""
+
+    def take(self, count: int) -> None:
+        """Take so many bytes of it. Raises `Rejected` (503) where there are not so many left."""
+        ...
+
+    def give_back(self, count: int) -> None:
+        """Give so many back."""
+        ...
+
+
 class Request(Protocol):
     """A request as a door hands it in.
 
@@ -376,11 +388,15 @@ class Request(Protocol):
     query: str
     headers: Mapping[str, str]
 
-    async def body(self, bytes_max: int) -> bytes:
+    async def body(self, bytes_max: int, room: Room | None = None) -> bytes:
         """Read the whole body.
 
+        Args:
+            bytes_max: of the body.
+            room: for one that does not come with its head, until it is complete.
+
         Raises:
-            Rejected: longer than `bytes_max` (413), or too slow.
+            Rejected: longer than `bytes_max` (413), too slow, or without room (503).
         """
         ...
 

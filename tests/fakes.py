@@ -188,7 +188,7 @@ class Request:
         self.headers = {"authorization": f"Bearer {key}", **(headers or {})}
         self._body = body
 
-    async def body(self, _bytes_max):
+    async def body(self, _bytes_max, _room):
         await trio.lowlevel.checkpoint()
         return self._body
 

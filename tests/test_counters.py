@@ -127,8 +127,9 @@ def test_a_little_work_more_for_each_event_is_caught(through_a_wrapper, how, cau
     problems = " ".join(compare(found, recorded(through_a_wrapper)))
     more = {name for name in COUNTERS if f" {name}, more than" in problems}
     assert caught <= more, problems
-    late = {"receives", "receives in vain", "epoll changes", "task steps", "loop turns"}  # as a byte may be
-    assert caught or not more - late, problems
+    # as a byte may be; and what an answer has come to is written down by the clock, too
+    late = {"receives", "receives in vain", "epoll changes", "task steps", "loop turns"}
+    assert caught or not more - late - {"journal bytes", "journal writes", "syncs"}, problems
 
 
 def test_a_course_that_the_gateway_does_not_answer_fails_with_what_it_said():

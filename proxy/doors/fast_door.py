@@ -34,7 +34,7 @@ from proxy.doors.request import check_head, cut_short, too_large
 from proxy.doors.routes import is_api
 from proxy.doors.wire import Gone, Stream, Wire, wire_of
 from proxy.errors import Kind, Rejected
-from proxy.types import Path
+from proxy.types import Path, Room
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_SLOW: Final = "The request came too slowly."
@@ -55,14 +55,15 @@ class FastRequest(Struct, eq=False):
     headers: Mapping[str, str]
     _connection: "FastConnection"
 
-    def body(self, bytes_max: int) -> Coroutine[Any, Any, bytes]:
+    def body(self, bytes_max: int, room: Room | None = None) -> Coroutine[Any, Any, bytes]:
         """Read the whole body; before that, a client that sent `Expect: 100-continue` has sent none of it.
 
         Raises:
-            Rejected: longer than `bytes_max` (413), too slow (408), compressed (415), or badly framed (400).
+            Rejected: longer than `bytes_max` (413), too slow (408), compressed (415), badly framed (400), or without
+                room (503).
         """
         check_head(self.headers, bytes_max)
-        return self._connection.whole_body(bytes_max)
+        return self._connection.whole_body(bytes_max, room)
 
 
 @define(eq=False)
@@ -235,13 +236,13 @@ class FastConnection:
             self._reading = False
             self.alarm.off()
 
-    async def whole_body(self, bytes_max: int) -> bytes:
+    async def whole_body(self, bytes_max: int, room: Room | None) -> bytes:
         """Read the body of the present request.
 
         Raises:
-            Rejected: longer than `bytes_max` (413), too slow (408) or badly framed (400).
+            Rejected: longer than `bytes_max` (413), too slow (408), badly framed (400), or without room (503).
         """
-        guard = self._guard
+        guard, taken = self._guard, 0
         try:
             first = guard.take_body() if guard.stage == "body" else b""
             if guard.stage == "read":
@@ -260,10 +261,16 @@ class FastConnection:
                     parts.append(part)
                 if guard.body_over:
                     return parts[0] if len(parts) == 1 else b"".join(parts)
+                if room is not None:
+                    room.take(len(part))
+                    taken += len(part)
                 part = await self.read_body()
         except Refused as refused:
             self._refused = self.closing = True
             raise Rejected(Kind.BAD_REQUEST, refused.message, status=refused.status) from None
+        finally:
+            if taken and room is not None:
+                room.give_back(taken)
         self._left()
         await trio.lowlevel.checkpoint()  # what a hang-up cancels ends here
         raise cut_short()

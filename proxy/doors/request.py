@@ -9,6 +9,7 @@ from attrs import define, field
 from proxy.config import Server
 from proxy.doors.house import upload_seconds
 from proxy.errors import Kind, Rejected
+from proxy.types import Room
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -36,23 +37,30 @@ class DoorRequest:
     """Called when the body is complete; from then on somebody may wait on `disconnect`."""
     _received_bytes: int = field(default=0, init=False)
 
-    async def body(self, bytes_max: int) -> bytes:
+    async def body(self, bytes_max: int, room: Room | None = None) -> bytes:
         """Read the whole body; before that, a client that sent `Expect: 100-continue` has sent none of it.
 
         Raises:
-            Rejected: longer than `bytes_max` (413), too slow (408), or compressed (415).
+            Rejected: longer than `bytes_max` (413), too slow (408), compressed (415), or without room (503).
         """
         check_head(self.headers, bytes_max)
         parts: list[bytes] = []
-        more, began = True, trio.current_time()
-        while more:
-            message = await self._next(began)
-            part = message.get("body", b"")
-            self._received_bytes += len(part)
-            if self._received_bytes > bytes_max:
-                raise too_large(bytes_max)
-            parts.append(part)
-            more = message.get("more_body", False)
+        more, began, taken = True, trio.current_time(), 0
+        try:
+            while more:
+                message = await self._next(began)
+                part = message.get("body", b"")
+                self._received_bytes += len(part)
+                if self._received_bytes > bytes_max:
+                    raise too_large(bytes_max)
+                parts.append(part)
+                more = message.get("more_body", False)
+                if more and room is not None:
+                    room.take(len(part))
+                    taken += len(part)
+        finally:
+            if room is not None:
+                room.give_back(taken)
         self.body_read()
         return b"".join(parts)
 

@@ -12,7 +12,8 @@ import trio.testing
 
 from proxy.doors import hangups
 from proxy.doors import server as serving_module
-from proxy.errors import Failure
+from proxy.errors import Failure, Rejected
+from proxy.limits import Uploads
 from tests.doors.gate import gate
 
 POST = b"POST /v1/messages HTTP/1.1\r\n"
@@ -589,6 +590,44 @@ async def test_a_long_stream_arrives_whole_over_either_transport(serving, tls, e
         assert answer.body == body + b"end"
     assert not server.logged
     await trio.aclose_forcefully(client.stream)
+
+
+async def until(check):
+    with trio.fail_after(2):
+        while not check():
+            await trio.sleep(0.001)
+
+
+async def test_a_body_takes_room_as_it_comes_and_gives_it_back_however_it_ends(serving):
+    room, bodies = Uploads(100_000), []
+
+    async def respond(_gateway, _path, request, reply):
+        try:
+            bodies.append(len(await request.body(1_000_000, room)))
+            status = 200
+        except Rejected as refused:
+            status = refused.status
+        reply.start(status, {})
+        await reply.end(b"")
+
+    server = await serving(gate(respond))
+    slow = await server.connect()
+    await slow.send(sized(b"content-length: 90000") + bytes(80_000))
+    await until(lambda: room.taken == 80_000)
+    other = await server.connect()
+    await other.send(sized(b"content-length: 90000") + bytes(60_000))
+    assert (await other.answer()).status == 503
+    small = await server.connect()
+    await small.send(sized(b"content-length: 5") + b"hello")
+    assert (await small.answer()).status == 200
+    await slow.send(bytes(10_000))
+    assert (await slow.answer()).status == 200
+    assert (bodies, room.taken) == ([5, 90_000], 0)
+    leaving = await server.connect()
+    await leaving.send(sized(b"content-length: 90000") + bytes(80_000))
+    await until(lambda: room.taken == 80_000)
+    await trio.aclose_forcefully(leaving.stream)
+    await until(lambda: room.taken == 0)
 
 
 async def test_a_tls_client_that_leaves_cancels_its_request(serving, tls):

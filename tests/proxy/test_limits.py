@@ -40,6 +40,16 @@ def limits(clock=None, requests_max=100, muted_max=10, muted_per_key_max=3):
     return Limits(Ceilings(requests_max, muted_max, muted_per_key_max), clock or Clock())
 
 
+def test_bodies_that_are_being_read_share_their_room():
+    room = Limits(Ceilings(1, 1, 1, uploads_bytes_max=100), Clock()).uploads
+    room.take(60)
+    room.take(40)
+    refused(lambda: room.take(1), Kind.OVERLOADED)
+    room.give_back(60)
+    room.take(60)
+    assert room.taken == 100
+
+
 def caller(key="k", **limits):
     return Caller(Spender("w", key), KeyLimits(**limits))
 

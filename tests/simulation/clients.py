@@ -143,7 +143,7 @@ class Request:
     path: str = "/"
     query: str = ""
 
-    async def body(self, _bytes_max):
+    async def body(self, _bytes_max, _room):
         if self.upload:
             await trio.sleep(self.upload)
         else:
