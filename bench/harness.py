@@ -29,6 +29,11 @@ GRACE_SECONDS: Final = 60.0
 CLEAR_SECONDS: Final = 3.0
 """How long answers of an earlier measurement may go on before they are cut off."""
 
+REST_SECONDS: Final = 60.0
+REST_LOOKS: Final = 3
+"""How long, and how many looks at the provider in a row without a request, until an earlier measurement is over: a
+gateway that was overrun asks on for clients that have long left, of a backlog of its own."""
+
 SHARES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 ENDS: Final = ("hold", "leave")
 """Modes in which the work lies in beginning and ending streams: their CPU time is not that of events."""
@@ -111,13 +116,27 @@ class ProviderAt:
         """What it has seen since it was asked last."""
         return self._get("/bench/stats")
 
-    def clear(self, seconds: float = CLEAR_SECONDS) -> None:
-        """Return when it has no answer under way: some gateways read on for clients that have left."""
-        until = time.monotonic() + seconds
-        while self.stats().get("open"):
-            if time.monotonic() > until:
+    def clear(self, seconds: float = CLEAR_SECONDS, most: float = REST_SECONDS) -> bool:
+        """Wait until nothing of an earlier measurement goes on: some gateways read on for clients that have left.
+
+        Args:
+            seconds: after which answers that are under way are cut off.
+            most: after which it is left at that.
+
+        Returns:
+            Whether it has come to rest.
+        """
+        began, looks = time.monotonic(), 0
+        while True:
+            seen = self.stats()
+            looks = 0 if seen.get("open") or seen.get("requests") else looks + 1
+            if looks >= REST_LOOKS:
+                return True
+            waited = time.monotonic() - began
+            if waited >= most:
+                return False
+            if seen.get("open") and waited >= seconds:
                 self._get("/bench/drop")
-                return
             time.sleep(0.1)
 
     def _get(self, path: str) -> Figures:
@@ -207,8 +226,7 @@ class Harness:
 
     def measure(self, target: Target, shape: Shape, plan: Plan, load: str = "small") -> Figures:
         """Drive a target by a plan; gives everything that was seen."""
-        if self.provider is not None:
-            self.provider.clear()
+        alone = self.provider is None or self.provider.clear()
         rested = used(target.pid) if target.pid is not None else None
         with self.client(target, target.request(shape, load), plan) as client:
             client.mark("begin")
@@ -216,6 +234,7 @@ class Harness:
             client.mark("end")
             after = _Look.take(target, self.provider, client)
             figures = client.finish()
+        figures["alone"] = alone
         left = figures.pop("left")
         figures = self._with_costs(figures, plan, rested, before, after)
         if target.ours and self.provider is not None:
@@ -315,6 +334,8 @@ def doubts(figures: Figures) -> list[str]:
             if not figures["held"]
             else "it needed no more memory with the streams than without: it had some left from before"
         )
+    if not figures.get("alone", True):
+        found.append("what was measured before still asked the provider")
     if was_asked_otherwise(figures):
         found.append(
             f"the provider was asked {figures['provider_requests']:,} times for {figures['asked']:,} requests"

@@ -3,13 +3,16 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 
 import pytest
 import trio
+from attrs import field, frozen
 
 from bench import programs as bench_programs
-from bench.harness import Harness, Plan, provider
+from bench.harness import Harness, Plan, ProviderAt, doubts, provider
 from bench.processes import Cores, environment
 from bench.programs import COMPILERS, programs
 from bench.shapes import Shape
@@ -115,8 +118,35 @@ def test_large_requests_arrive(harness, load):
 
 def test_answers_that_nobody_waits_for_are_dropped_before_the_next_measurement(harness):
     measure(harness, Shape(10_000, 10_000), Plan("once", 2, 0.1, warm=0.0, drain=0.0))
-    harness.provider.clear(0.0)
+    assert harness.provider.clear(0.0)
     assert harness.provider.stats()["open"] == 0
+
+
+@frozen
+class Asked(ProviderAt):
+    """A provider that an overrun gateway still asks, for clients that have left: once between two looks."""
+
+    backlog: Iterator[int] = field(factory=lambda: repeat(1))
+
+    def stats(self):
+        if next(self.backlog, None):
+            self._get("/of/a/client/that/has/left")
+        return super().stats()
+
+
+def test_a_measurement_begins_when_an_overrun_gateway_has_worked_off_its_backlog(harness):
+    at, backlog = harness.provider, iter([1] * 10)
+    assert Asked(at.port, at.pid, backlog=backlog).clear(most=30.0)
+    assert list(backlog) == []
+    assert at.stats()["requests"] == 0, "none of them is counted with what comes next"
+
+
+def test_a_gateway_that_does_not_come_to_rest_is_not_waited_for_for_ever_and_is_said(harness):
+    at = harness.provider
+    assert not Asked(at.port, at.pid).clear(most=0.3)
+    found = measure(harness, Shape(), Plan("once", 2, 0.1, warm=0.0))
+    assert doubts(found) == []
+    assert doubts({**found, "alone": False}) == ["what was measured before still asked the provider"]
 
 
 # -- a server that cuts its answers, and one that fails ----------------------------------------------
