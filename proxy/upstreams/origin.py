@@ -112,6 +112,7 @@ class Origins:
     _kept: OrderedDict[Connection, None] = field(factory=OrderedDict, init=False)
     """Those of all origins, oldest first."""
     _all: set[Connection] = field(factory=set, init=False)
+    _dialling: int = field(default=0, init=False)
     _closed: bool = field(default=False, init=False)
 
     @property
@@ -162,10 +163,7 @@ class Origins:
             connection = self._from_kept(origin, self.now())
             if connection is None:
                 self._may_be_used()
-                if self._kept and len(self._all) >= self.bounds.open_max:
-                    next(iter(self._kept)).close()
-                wire = await self._dial(address, connect_seconds)
-                connection = Connection(wire, self, origin)
+                connection = Connection(await self._dialled(address, connect_seconds), self, origin)
                 self._all.add(connection)
         except BaseException:
             self._free(origin)
@@ -205,6 +203,16 @@ class Origins:
             if patience.cancelled_caught:
                 raise NoSlot("all connections are in use") from None
         return origin
+
+    async def _dialled(self, address: Address, seconds: float) -> Wire:
+        """A new connection; while it comes about it counts as one that is open, for it has its descriptor."""
+        if self._kept and len(self._all) + self._dialling >= self.bounds.open_max:
+            next(iter(self._kept)).close()
+        self._dialling += 1
+        try:
+            return await self._dial(address, seconds)
+        finally:
+            self._dialling -= 1
 
     def _may_be_used(self) -> None:
         if self._closed:

@@ -149,6 +149,27 @@ async def test_where_there_may_be_no_more_at_all_the_oldest_kept_goes_for_a_new_
     assert (dial.open(THERE), len(dial.open(HERE)), origins.open) == ([], 1, 3)
 
 
+async def test_a_connection_that_is_being_made_counts_as_one_that_is_open():
+    dial, origins = pool(open_max=4)
+    lent = [await origins.lend(THERE, 5) for _ in range(4)]
+    for connection in lent:
+        connection.keep()
+    dial.seconds = 1.0
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(origins.lend, HERE, 5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert origins.open == 1, "three are on their way"
+    assert (origins.open, origins.kept) == (4, 1)
+    dial.failing = True
+    for _ in range(9):
+        with pytest.raises(Unreachable):
+            await origins.lend(Address("other", 80, tls=False), 5)
+    dial.failing = False
+    await origins.lend(HERE, 5)
+    assert origins.open == 4, "dials that came to nothing are not counted for ever"
+
+
 async def test_no_more_are_kept_than_may_be_and_the_oldest_go_first():
     dial, origins = pool(kept_max=3)
     lent = [await origins.lend(address, 5) for address in (THERE, HERE, HERE, THERE, HERE)]
