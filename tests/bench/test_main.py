@@ -420,10 +420,32 @@ def until(found, seconds=30.0):
     return value
 
 
+def bench_run(*words, **environs):
+    """The program as a process of its own; it writes to pipes, and ends when its input does if it has one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *words, "--programs", "python"],
+        env={**environment(), **environs},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def heeded(number):
+    """A process that is started meanwhile does not ignore the signal, even if this run does, as under `nohup`."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_whatever_ends_a_run_ends_all_that_it_has_started(number, tmp_path):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip("this run was told to ignore the signal, as by nohup, and so is what it starts")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
     words = [
         "burst",
         "--targets",
@@ -435,15 +457,9 @@ def test_whatever_ends_a_run_ends_all_that_it_has_started(number, tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-m", "bench", *words, "--programs", "python"],
-        env={**environment(), "TMPDIR": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with heeded(number):
+        run = bench_run(*words, TMPDIR=str(folder))
+    with run as process:
         # provider, gateway and client
         assert until(lambda: len(descendants(process.pid)) >= 3)
         started = descendants(process.pid)
@@ -458,14 +474,7 @@ def test_whatever_ends_a_run_ends_all_that_it_has_started(number, tmp_path):
 
 
 def test_a_provider_whose_program_has_ended_does_not_live_on():
-    with subprocess.Popen(
-        [sys.executable, "-m", "bench", "provider", "--programs", "python"],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with bench_run("provider") as process:
         port = int(process.stdout.readline().removesuffix("/v1\n").rpartition(":")[2])
         socket.create_connection(("127.0.0.1", port)).close()
         (program,) = children(process.pid)
@@ -475,12 +484,7 @@ def test_a_provider_whose_program_has_ended_does_not_live_on():
 
 
 def test_a_provider_ends_when_its_input_does():
-    with subprocess.Popen(
-        [sys.executable, "-m", "bench", "provider", "--programs", "python"],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
+    with bench_run("provider") as process:
         process.stdout.readline()
         process.stdin.close()
         assert process.wait(10) == 0

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
+from attrs import define, field
 
 from proxy.doors import hangups
 from proxy.doors import server as serving_module
@@ -646,25 +647,34 @@ async def test_a_tls_client_that_leaves_cancels_its_request(serving, tls):
 # Going down
 
 
-async def test_going_down_lets_a_stream_end_and_closes_idle_connections(serving):
-    began, go = trio.Event(), trio.Event()
+@define
+class Held:
+    """Answers with a stream that ends when it is told to; counts them."""
 
-    async def respond(_gateway, _path, request, reply):
+    began: trio.Event = field(factory=trio.Event)
+    go: trio.Event = field(factory=trio.Event)
+    asked: int = 0
+
+    async def __call__(self, _gateway, _path, request, reply):
+        self.asked += 1
         await request.body(100)
         reply.start(200, {})
         await reply.write(b"a")
-        began.set()
-        await go.wait()
+        self.began.set()
+        await self.go.wait()
         await reply.end(b"b")
 
-    server = await serving(gate(respond))
+
+async def test_going_down_lets_a_stream_end_and_closes_idle_connections(serving):
+    held = Held()
+    server = await serving(gate(held))
     busy, idle = await server.connect(), await server.connect()
     await busy.send(EMPTY)
-    await began.wait()
+    await held.began.wait()
     server.shutdown.set()
     with trio.fail_after(1):
         assert await idle.rest() == b""
-    go.set()
+    held.go.set()
     assert (await busy.answer()).body == b"ab"
     with trio.fail_after(1):
         assert await busy.rest() == b""
@@ -672,29 +682,19 @@ async def test_going_down_lets_a_stream_end_and_closes_idle_connections(serving)
 
 
 async def test_going_down_begins_no_request_that_was_sent_ahead(serving):
-    began, go, asked = trio.Event(), trio.Event(), []
-
-    async def respond(_gateway, path, request, reply):
-        asked.append(request.path)
-        await request.body(100)
-        reply.start(200, {})
-        await reply.write(b"a")
-        began.set()
-        await go.wait()
-        await reply.end(b"b")
-
-    server = await serving(gate(respond))
+    held = Held()
+    server = await serving(gate(held))
     client = await server.connect()
     await client.send(EMPTY * 3)
-    await began.wait()
+    await held.began.wait()
     server.shutdown.set()
     await trio.sleep(0.02)
-    go.set()
+    held.go.set()
     assert (await client.answer()).body == b"ab"
     with trio.fail_after(2):
         assert await client.rest() == b""
         await server.ended.wait()
-    assert len(asked) == 1
+    assert held.asked == 1
 
 
 async def test_a_stream_that_runs_past_the_drain_is_cut(serving):
