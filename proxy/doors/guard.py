@@ -148,6 +148,9 @@ class _Body(msgspec.Struct, eq=False):
         self.complete = True
 
 
+_NOTHING_READ: Final = _Body()
+
+
 @define(eq=False)
 class Guard:
     """Reads one connection's bytes.
@@ -175,11 +178,9 @@ class Guard:
     _framing: int = 0
     """Bytes of a chunked body so far that are not body."""
     _raw_head: bytes = b""
-    _body: _Body = field(init=False)
-    _parser: httptools.HttpRequestParser = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._begin_parsing()
+    _body: _Body = _NOTHING_READ
+    _parser: httptools.HttpRequestParser | None = None
+    """One of its own for each request: nothing of one is left when the next begins. None between them."""
 
     @property
     def pending_bytes(self) -> int:
@@ -243,26 +244,23 @@ class Guard:
         return taken
 
     def forget_head(self) -> None:
-        """Let go of the head: the request was read in whole, and its answer may take an hour."""
+        """Let go of head and parser: the request was read in whole, and its answer may take an hour."""
         self._raw_head, self.head = b"", None
+        self._end_parsing()
 
     def next_request(self) -> None:
         """The answer is complete: another request may come."""
         assert self.stage == "read", self.stage  # noqa: S101 - our own mistake
         self.stage, self.body_bytes = "head", 0
         self._fed, self._skipped, self._framing = 0, False, 0
-        self._raw_head, self.head = b"", None
-        # a parser of its own for each: nothing of one request is left when the next begins
-        self._body = _Body()
-        self._parser = httptools.HttpRequestParser(self._body)
+        self.forget_head()
 
     def upgrade(self) -> None:
         """The websocket was granted: from here on bytes pass as they are."""
         self.stage = "upgraded"
 
-    def _begin_parsing(self) -> None:
-        self._body = _Body()
-        self._parser = httptools.HttpRequestParser(self._body)
+    def _end_parsing(self) -> None:
+        self._body, self._parser = _NOTHING_READ, None
 
     def _take_head(self) -> bytes:
         if self._pending[0] == 0x0D and not self._skip_empty_line():
@@ -286,7 +284,7 @@ class Guard:
         else:
             head = _without_upgrade(head)
             self.stage, self._left = _what_follows(head)
-            self._begin_parsing()
+            self._end_parsing()
             self._parse(head.raw)  # from such a head on, httptools would take nothing more for this request's
         if self._left is None:
             self._chunks = Chunks()
@@ -332,6 +330,9 @@ class Guard:
         return self._cut(size), parts
 
     def _parse(self, piece: bytes) -> None:
+        if self._parser is None:
+            self._body = _Body()
+            self._parser = httptools.HttpRequestParser(self._body)
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade:

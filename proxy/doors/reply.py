@@ -107,11 +107,14 @@ class Standing(Struct, eq=False, kw_only=True):
     def _all_headers(self) -> dict[str, str]:
         """Headers as they leave, checked once for all of them; a bad one leaves the answer where it was.
 
+        The good ones are let go of: they are wanted once, and the rest of the answer may take an hour.
+
         Raises:
             ValueError: one that could break out of its line.
         """
         headers = {**self.headers, **self._own_headers}
         check(headers)
+        self.headers, self._own_headers = {}, {}
         return headers
 
 
