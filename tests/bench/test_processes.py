@@ -128,6 +128,14 @@ def test_steal_is_a_share_of_the_time_between():
     assert Machine(0, 0).steal_since(Machine(0, 0)) == 0.0
 
 
+def test_a_gateway_starts_with_its_modules_compiled_as_an_installed_one_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "module.py").write_text("")
+    environment = {**processes.environment(), "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import module"], env=environment, check=True)
+    assert list(tmp_path.glob("__pycache__/module.*.pyc"))
+
+
 def test_settings_of_somebodys_gateway_do_not_reach_ours(monkeypatch):
     monkeypatch.setenv("FAREBOX_CONFIG", "x")
     monkeypatch.setenv("HTTP_PROXY", "x")

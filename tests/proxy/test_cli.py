@@ -1,8 +1,10 @@
 """The commands without a running gateway: what they print, what they refuse in one sentence, and their exit status."""
 
+import gc
 import json
 import os
 import runpy
+import subprocess
 import sys
 
 import click
@@ -332,3 +334,24 @@ def test_python_m_proxy_is_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["farebox", "--help"])
     runpy.run_module("proxy", run_name="__main__")
     assert "one prepaid balance" in capsys.readouterr().out
+    assert gc.isenabled()
+
+
+def test_a_command_leaves_no_library_that_complains_at_the_end():
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "--version"],
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "version" in done.stdout
+    assert done.stderr == ""
+
+
+def test_what_was_imported_is_not_looked_through_by_the_collector(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "main", lambda: seen.append(gc.get_freeze_count()))
+    runpy.run_module("proxy", run_name="__main__")
+    assert seen[0] > 10_000
+    assert (gc.get_freeze_count(), gc.isenabled()) == (0, True)
