@@ -7,8 +7,9 @@ machine is. Threads run inline, so nothing overtakes anything.
 
 Counted are: steps of tasks, turns of the loop, function calls, sends, receives (and those that found nothing),
 changes of epoll sets, JSON decodings, writes to the journal, its bytes and syncs, what is written to standard output
-and error; in a second pass bytecodes and the blocks of memory that they allocate; and in a third, without any hook,
-blocks that stay allocated with the cyclic collector off. `tally.py` says how, and what cannot be seen that way. Each
+and error; in a second pass bytecodes and the blocks of memory that they allocate; in a third, without any hook,
+blocks that stay allocated with the cyclic collector off; and in a fourth what Python has allocated for each stream that
+is open. `tally.py` says how, and what cannot be seen that way. Each
 is a difference between two places in a course, divided by the events or requests between them; of bytecodes and what
 they allocate there are few units, and their median is taken.
 
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
@@ -37,7 +39,7 @@ import trio
 import trio.lowlevel
 from attrs import define, evolve
 
-from bench.baseline import COUNTERS, SOCKETS, Counts, Found
+from bench.baseline import COUNTERS, HELD, OPEN, SOCKETS, Counts, Found
 from bench.processes import environment
 from bench.shapes import Shape, body, request
 from bench.tally import Hook, Tally
@@ -49,8 +51,9 @@ from proxy.types import Secret
 SECONDS_MAX: Final = 60
 """A pass takes a few seconds; one that has come to a standstill is ended."""
 
-IDLE_POLL_MS: Final = 100
-"""How long bytes on loopback may take: at most a moment, on a machine that is very busy."""
+IDLE_POLL_MS: Final = 2000
+"""How long bytes on loopback may take on a machine that is very busy; as a rule they are there. What comes later is
+never seen, for whoever has nothing to do waits for bytes as well."""
 
 REPEATS: Final = 3
 """The least of so many counts is taken: if a byte is late, the gateway looks once more than it has to."""
@@ -224,6 +227,20 @@ def _batches(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, No
     yield from _finish(sides)
 
 
+def _open(sides: Sides, mark: Mark, counted: int) -> Generator[None, None, None]:
+    """Streams that have had their first event and stay open, each with connections of its own."""
+    others = []
+    for number in range(WARM + counted):
+        if number >= WARM:
+            mark()
+        others.append(Sides(sides.key, sides.listener, sides.port))
+        yield from _begin(others[-1])
+    mark()
+    for other in others:
+        yield from _finish(other)
+        other.close()
+
+
 def _begin(sides: Sides) -> Generator[None, None, None]:
     yield from sides.ask(STREAM)
     sides.give(STREAM_HEAD + _EVENT)
@@ -251,25 +268,34 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def measure(
-    wrap: Wrap | None = None, courses: Iterable[str] = tuple(COURSES), repeats: int = REPEATS
+    wrap: Wrap | None = None, courses: Iterable[str] = (*COURSES, OPEN), repeats: int = REPEATS
 ) -> Found:
     """Count courses.
 
     Args:
         wrap: given the request path, returns another: a test plants something slow there.
-        courses: their names.
+        courses: their names; `OPEN` among them.
         repeats: of each, of which the least is taken.
 
     Raises:
         RuntimeError: a course could not be run to its end.
     """
-    chosen = {name: COURSES[name] for name in courses}
-    fewer = {name: (course, counted // FEWER) for name, (course, counted) in chosen.items()}
+    names = set(courses)
+    chosen = {name: course for name, course in COURSES.items() if name in names}
+    found = _counted(chosen, wrap, repeats) if chosen else {}
+    if OPEN in names:
+        held = [_pass({OPEN: (_open, COUNTED)}, wrap, "memory")[0] for _ in range(repeats)]
+        found[OPEN] = {counter: round(min(_mean(one[OPEN], counter) for one in held)) for counter in HELD}
+    return found
+
+
+def _counted(courses: Courses, wrap: Wrap | None, repeats: int) -> Found:
+    fewer = {name: (course, counted // FEWER) for name, (course, counted) in courses.items()}
     stepped, sockets = _pass(fewer, wrap, "bytecodes")
-    called = [_pass(chosen, wrap, "calls")[0] for _ in range(repeats)]
-    kept = [_pass(chosen, wrap, "none")[0] for _ in range(repeats)]
+    called = [_pass(courses, wrap, "calls")[0] for _ in range(repeats)]
+    kept = [_pass(courses, wrap, "none")[0] for _ in range(repeats)]
     found: Found = {SOCKETS: sockets}
-    for name in chosen:
+    for name in courses:
         counts = {counter: min(_mean(one[name], counter) for one in called) for counter in COUNTERS}
         counts[KEPT] = min(_mean(one[name], KEPT) for one in kept)
         counts |= {counter: _typical(stepped[name], counter) for counter in BY_BYTECODE}
@@ -313,6 +339,8 @@ def _pass(courses: Courses, wrap: Wrap | None, hook: Hook) -> tuple[dict[str, li
                 tally.counts["journal bytes"] = written
                 tally.counts["output bytes"] = output.stat().st_size
                 tally.counts[KEPT] = sys.getallocatedblocks()
+                if hook == "memory":
+                    tally.counts["bytes held"] = _traced_bytes()
                 sockets.update(sides.no_delay())
             marks.append(dict(tally.counts))
 
@@ -326,6 +354,17 @@ def _pass(courses: Courses, wrap: Wrap | None, hook: Hook) -> tuple[dict[str, li
             said = output.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"the courses were not run to their end; {said}") from tally.error
     return found, sockets
+
+
+def _traced_bytes() -> int:
+    """What was allocated since this was asked first, and is still there; without what is ours, here and at the ends."""
+    if not tracemalloc.is_tracing():
+        tracemalloc.start()
+        return 0
+    snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    not_ours = tracemalloc.Filter(inclusive=False, filename_pattern=str(Path(__file__).with_name("*")))
+    return sum(trace.size for trace in snapshot.filter_traces([not_ours]).traces)
 
 
 def _in_turn(courses: Courses, sides: Sides, mark: Callable[[str, int], None]) -> Generator[None, None, None]:

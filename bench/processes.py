@@ -234,8 +234,8 @@ class Machine:
         return (self.stolen - before.stolen) / whole if whole else 0.0
 
 
-def quiet(pid: int, seconds: float = 5.0, share: float = 0.05) -> None:
-    """Wait until a process has nothing left to do of what came before, or for so long.
+def quiet(pid: int, seconds: float = 5.0, share: float = 0.05) -> bool:
+    """Wait until a process has nothing left to do of what came before, or for so long; says whether it came to that.
 
     Raises:
         Gone: it has ended.
@@ -246,5 +246,6 @@ def quiet(pid: int, seconds: float = 5.0, share: float = 0.05) -> None:
         time.sleep(0.2)
         after = used(pid)
         if after.cpu_seconds - before.cpu_seconds <= share * (after.at - before.at):
-            return
+            return True
         before = after
+    return False

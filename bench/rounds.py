@@ -152,7 +152,7 @@ class Series:
                 return None
             plan = evolve(plan, expect=0)  # whoever answers does so as they please
         if self.harness.provider is not None:
-            self.harness.provider.clear()  # before `quiet`: what asks is not at rest
+            self.harness.provider.clear()
         if target.pid is not None:
             quiet(target.pid)
         figures = self.harness.measure(target, shape, plan, case.load)

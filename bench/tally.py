@@ -26,7 +26,7 @@ import trio.abc
 import trio.lowlevel
 from attrs import define, field
 
-Hook = Literal["calls", "bytecodes", "none"]
+Hook = Literal["calls", "bytecodes", "memory", "none"]
 
 SENDS: Final = frozenset({"send", "sendall", "sendmsg", "sendto"})
 RECEIVES: Final = frozenset({"recv", "recv_into", "recvmsg", "recvfrom"})

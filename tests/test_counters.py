@@ -9,7 +9,7 @@ import pytest
 from attrs import define
 
 from bench import baseline, counters
-from bench.baseline import COUNTERS, SOCKETS, as_table, closeness, compare, load, save
+from bench.baseline import COUNTERS, OPEN, SOCKETS, as_table, closeness, compare, load, save
 from bench.counters import measure, measure_apart
 
 BEFORE = {
@@ -38,7 +38,8 @@ def test_the_baseline_says_what_matters_most():
     assert found["per plain request"]["syncs"] == 2.0, "the attempt and its settlement are durable"
     assert found[SOCKETS] == {"connections": 2.0, "without TCP_NODELAY": 0.0}
     assert found["per plain request"]["output bytes"] == 0.0, "nothing is logged on the hot path"
-    assert set(found) == {*counters.COURSES, SOCKETS}
+    assert found[OPEN]["bytes held"] < 20_000, "the kernel's buffers come on top"
+    assert set(found) == {*counters.COURSES, SOCKETS, OPEN}
     assert all(set(found[course]) == set(COUNTERS) for course in counters.COURSES)
 
 
@@ -107,7 +108,7 @@ def test_a_planted_slowness_is_caught(how, caught):
 @pytest.fixture(scope="module")
 def through_a_wrapper():
     """What events cost where the reply is wrapped and nothing else is done."""
-    return measure(planted("nothing"), ["per event"])
+    return measure(planted("nothing"), ["per event"], repeats=2 * counters.REPEATS)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,15 @@ def test_a_little_work_more_for_each_event_is_caught(through_a_wrapper, how, cau
     # as a byte may be; and what an answer has come to is written down by the clock, too
     late = {"receives", "receives in vain", "epoll changes", "task steps", "loop turns"}
     assert caught or not more - late - {"journal bytes", "journal writes", "syncs"}, problems
+
+
+def test_an_object_more_for_each_open_stream_is_caught():
+    usual, more = (measure(planted(how), [OPEN], repeats=1) for how in ("nothing", "keeps"))
+    (problem,) = compare(more, recorded({OPEN: usual[OPEN]}))
+    assert "bytes held, more than the" in problem
+    assert more[OPEN]["bytes held"] - usual[OPEN]["bytes held"] == pytest.approx(
+        20 * sys.getsizeof(0.5), rel=0.6
+    )
 
 
 def test_a_course_that_the_gateway_does_not_answer_fails_with_what_it_said():

@@ -1,15 +1,17 @@
 """Provider and client, in C and in Python: the same answers, the same figures."""
 
 import json
+import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
 
 import pytest
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from bench import programs as bench_programs
 from bench.harness import Harness, Plan, ProviderAt, doubts, provider
@@ -146,7 +148,24 @@ def test_a_gateway_that_does_not_come_to_rest_is_not_waited_for_for_ever_and_is_
     assert not Asked(at.port, at.pid).clear(most=0.3)
     found = measure(harness, Shape(), Plan("once", 2, 0.1, warm=0.0))
     assert doubts(found) == []
-    assert doubts({**found, "alone": False}) == ["what was measured before still asked the provider"]
+    assert doubts({**found, "alone": False}) == ["what was measured before was still at work"]
+
+
+def test_a_measurement_waits_for_the_gateway_before_it_which_may_go_on_for_clients_that_have_left(harness):
+    """It would have half of the core of the next one."""
+    briefly = Shape(), Plan("once", 1, 0.05, warm=0.0)
+    at = Target("direct", "127.0.0.1", harness.provider.port)
+    busy = "import time\nwhile time.process_time() < 1.5: pass\nprint(flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as process:
+        gateway = evolve(at, pid=process.pid)
+        try:
+            harness.measure(gateway, *briefly)
+            assert harness.measure(at, *briefly)["alone"]
+            assert select.select([process.stdout], [], [], 0)[0], "it has done all that it had to do"
+            harness.measure(gateway, *briefly)
+        finally:
+            process.kill()
+    assert harness.measure(at, *briefly)["alone"], "it has ended"
 
 
 # -- a server that cuts its answers, and one that fails ----------------------------------------------
