@@ -34,12 +34,6 @@ T = TypeVar("T")
 BACKOFF_SECONDS: Final = (0.25, 10.0)
 """First and longest pause after an error of the store or of work on files."""
 
-LARGE_LOAD: Final = 1000
-"""Records of a load from which on the next may wait longer: however small, a load costs as much as 2,000 records."""
-
-LONGER: Final = 4
-"""How many times `load_seconds` that is."""
-
 FORGOTTEN_AT_ONCE: Final = 512
 """Records that are dropped in one go: freeing them takes half a millisecond, for which all others have to wait."""
 
@@ -116,9 +110,9 @@ class Recorder:
         run_aside: the same for what may wait while others are busy: loads, and compressing old segments.
         loaded: the last record that the store has.
         sync_seconds: least time between two syncs, for books that may lose so much when power fails.
-        load_seconds, load_records_max: how often it is given more, and how much at most. While there is much to
-            load, four times as seldom.
-        unloaded_max: records that may wait for it, before new ones are refused.
+        load_seconds, load_records_max: how often it is given more, and how much at most. However small, a load costs
+            as much as 2,000 records, and reports know without it what it does not have yet.
+        unloaded_max: records that may wait for it, before new ones are refused; from half of them on nobody waits.
         unsynced_seconds_max: age of the oldest record that is not on the platter, before they are.
         log: told what went wrong and is tried again: event and fields.
         on_settled: shown every settlement as it is written.
@@ -133,7 +127,7 @@ class Recorder:
     )
     loaded: int = field(kw_only=True)
     sync_seconds: float = field(default=0.0, kw_only=True)
-    load_seconds: float = field(default=0.25, kw_only=True)
+    load_seconds: float = field(default=2.0, kw_only=True)
     load_records_max: int = field(default=20_000, kw_only=True)
     unloaded_max: int = field(default=500_000, kw_only=True)
     unsynced_seconds_max: float = field(default=10.0, kw_only=True)
@@ -387,6 +381,8 @@ class Recorder:
         self._flying.set()
         if self.journal.wants_housework:
             self._chores.ring()
+        if 2 * (synced - self.loaded) > self.unloaded_max and self.store_error is None:
+            self._load_now.ring()
 
     async def _try_sync(self) -> int | None:
         """Sync once; says up to where, or `None` if an error has led the journal on to another file."""
@@ -419,15 +415,14 @@ class Recorder:
 
     async def _load(self) -> None:
         """Load what is synced, every `load_seconds` or when asked, until the syncer is over and all is in."""
-        pause, tries, seconds = BACKOFF_SECONDS[0], 0, self.load_seconds
+        pause, tries = BACKOFF_SECONDS[0], 0
         while True:
             if not self._over.is_set():
-                with trio.move_on_after(seconds if self.store_error is None else pause):
+                with trio.move_on_after(self.load_seconds if self.store_error is None else pause):
                     await self._load_now.heard()
-            over, before = self._over.is_set(), self.loaded
+            over = self._over.is_set()
             try:
                 more = await self._load_once()
-                seconds = self._seconds_to_next(self.loaded - before)
             except Exception as error:  # noqa: BLE001 - whatever it is, reports wait and money does not
                 self.store_error = repr(error)
                 self.log("store_failed", error=self.store_error, pause_seconds=pause)
@@ -457,11 +452,6 @@ class Recorder:
     def _loadable(self) -> int:
         """How many records of the tail are on the platter; their seqs count on by one."""
         return max(self._synced - self._tail[0][0] + 1, 0) if self._tail else 0
-
-    def _seconds_to_next(self, loaded: int) -> float:
-        """How long the next load may wait, after one of so many records: nowhere near to what may wait at most."""
-        large = loaded >= LARGE_LOAD and 2 * LONGER * loaded <= self.unloaded_max
-        return self.load_seconds * LONGER if large else self.load_seconds
 
     async def _forget(self, upto: int) -> None:
         """The store has everything up to here: drop it from the tail, a part at a time."""

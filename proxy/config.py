@@ -227,7 +227,7 @@ class Books:
         durability: what waits for the disk. `standard`: the first byte of an answer and its end. `strict`: also the
             request, before it goes to a provider. `relaxed`: neither; the disk is synced every `relaxed_seconds`.
         relaxed_seconds: how often that is; a power cut may lose so much, a killed process nothing.
-        load_seconds: how often new records are loaded into the store; a quarter as often while there are many.
+        load_seconds: how often new records are loaded into the store; reports know of them before.
         load_records_max: records that one transaction of the store takes at most.
         unloaded_max: records that may wait for the store before new requests are refused (503).
         unsynced_seconds_max: age of the oldest record that is not on disk before new requests are refused (503).
@@ -240,7 +240,7 @@ class Books:
     segment_bytes: int = field(default=64 * 2**20, validator=ge(2**20))
     durability: Literal["relaxed", "standard", "strict"] = "standard"
     relaxed_seconds: float = _positive(0.05)
-    load_seconds: float = _positive(0.5)
+    load_seconds: float = _positive(2.0)
     load_records_max: int = field(default=20_000, validator=ge(1))
     unloaded_max: int = field(default=500_000, validator=ge(100))
     unsynced_seconds_max: float = _positive(10.0)
