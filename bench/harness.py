@@ -31,8 +31,10 @@ CLEAR_SECONDS: Final = 3.0
 
 REST_SECONDS: Final = 60.0
 REST_LOOKS: Final = 3
-"""How long, and how many looks at the provider in a row without a request, until an earlier measurement is over: a
-gateway that was overrun asks on for clients that have long left, of a backlog of its own."""
+BACKLOG_LOOKS: Final = 60
+"""How long, and how many looks at the provider in a row without a request, until an earlier measurement is over. The
+second where answers had to be cut off: a gateway that was overrun asks on for clients that have long left, from a
+backlog of its own, and may pause for seconds before it tries again."""
 
 SHARES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 ENDS: Final = ("hold", "leave")
@@ -126,17 +128,18 @@ class ProviderAt:
         Returns:
             Whether it has come to rest.
         """
-        began, looks = time.monotonic(), 0
+        began, looks, enough = time.monotonic(), 0, REST_LOOKS
         while True:
             seen = self.stats()
             looks = 0 if seen.get("open") or seen.get("requests") else looks + 1
-            if looks >= REST_LOOKS:
+            if looks >= enough:
                 return True
             waited = time.monotonic() - began
             if waited >= most:
                 return False
             if seen.get("open") and waited >= seconds:
                 self._get("/bench/drop")
+                enough = BACKLOG_LOOKS
             time.sleep(0.1)
 
     def _get(self, path: str) -> Figures:

@@ -9,7 +9,7 @@ from attrs import define, field
 from accounting.records import Ending
 from proxy.config import Deadlines
 from proxy.errors import Kind, StreamBroken
-from tests.upstreams.test_answer import (
+from tests.upstreams.answer_fakes import (
     CONFIG,
     HIDDEN,
     OFFER,
