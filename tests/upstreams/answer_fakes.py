@@ -3,6 +3,7 @@
 import math
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 from attrs import define, field, frozen
@@ -11,10 +12,10 @@ from accounting.books import Books
 from accounting.claims import Claim
 from accounting.ledger import Ledger
 from accounting.ports import Overloaded
-from accounting.records import Attempt, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
+from accounting.records import Attempt, Ending, Grant, GrantKind, Spender, UsageRecord, Void, Wallet
 from pricing.price import Bounds, Rates
 from proxy.config import Account, Config, Provider
-from proxy.errors import Kind, UpstreamFailed
+from proxy.errors import Kind, StreamBroken, UpstreamFailed
 from proxy.pool import Pool
 from proxy.types import Ask, Measures, ProviderError, Secret
 from proxy.upstreams.answer import Upstreams
@@ -326,3 +327,12 @@ class Pieces:
 
 def two(offer=OFFER):
     return offer, evolve(offer, account="b")
+
+
+async def comes_to_a_standstill(world, take):
+    """Hand an answer on until a deadline ends it."""
+    async with world.answer() as answer:
+        with pytest.raises(StreamBroken) as broken:
+            while not await answer.hand_on(take):
+                pass
+    assert broken.value.ending is Ending.STALLED

@@ -18,6 +18,7 @@ from tests.upstreams.answer_fakes import (
     Pieces,
     Wait,
     World,
+    comes_to_a_standstill,
     ok,
     two,
 )
@@ -119,11 +120,7 @@ async def test_the_deadlines_hold_for_what_is_handed_on_while_somebody_waits(
         world.hold.meter.saw(chunk.count(b"content"), len(chunk))
         return not declines
 
-    async with world.answer() as answer:
-        with pytest.raises(StreamBroken) as broken:
-            while not await answer.hand_on(take):
-                pass
-    assert broken.value.ending is Ending.STALLED
+    await comes_to_a_standstill(world, take)
     assert trio.current_time() - began == pytest.approx(ends_after)
     assert len(calls) > 1
 

@@ -17,6 +17,7 @@ from tests.upstreams.answer_fakes import (
     FakeExchange,
     Wait,
     World,
+    comes_to_a_standstill,
     no_cut,
     ok,
 )
@@ -58,11 +59,7 @@ async def test_a_provider_that_never_pauses_is_held_to_the_deadlines(
         world.hold.meter.saw(chunk.count(b"content"), len(chunk))
         return not declines
 
-    async with world.answer() as answer:
-        with pytest.raises(StreamBroken) as broken:
-            while not await answer.hand_on(take):
-                pass
-    assert broken.value.ending is Ending.STALLED
+    await comes_to_a_standstill(world, take)
     if declines:
         ends_after = 3600  # what passes while a client is written to is not idle
     assert trio.current_time() - began == pytest.approx(ends_after, abs=3 * TURNS)
