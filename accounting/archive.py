@@ -11,17 +11,17 @@ original.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from accounting.disk import Disk
+from accounting.disk import Disk, write_out
 
 DRAFT: Final = ".draft"
 
 PIECE: Final = 2**18
-"""Bytes that are compressed, expanded and written at a time."""
+"""Bytes that are read, compressed and expanded at a time."""
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
@@ -36,25 +36,27 @@ def expand(data: bytes) -> tuple[bytes, str]:
     """
     text, wrong = bytearray(), ""
     try:
-        for piece in _expanded(data):
+        for piece in _expanded(data[start : start + PIECE] for start in range(0, len(data), PIECE)):
             text += piece
     except ValueError as error:
         wrong = str(error)
     return bytes(text), wrong
 
 
-def _expanded(data: bytes) -> Iterator[bytes]:
+def _expanded(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The text of an archived segment, in pieces; ValueError says what is wrong behind the last of them."""
-    if not data.startswith(_HEADER):
-        raise ValueError("it does not begin as a segment of the archive does")
-    inflate = zlib.decompressobj(_GZIP)
-    for start in range(0, len(data), PIECE):
-        piece, before = data[start : start + PIECE], inflate.copy()
+    inflate, begun = zlib.decompressobj(_GZIP), False
+    for piece in pieces:
+        if not begun and not piece.startswith(_HEADER):
+            break
+        begun, before = True, inflate.copy()
         try:
             yield inflate.decompress(piece)
         except zlib.error as error:
             yield from _before_error(before, piece)
             raise ValueError(str(error)) from None
+    if not begun:
+        raise ValueError("it does not begin as a segment of the archive does")
     if not inflate.eof:
         raise ValueError("it ends early")
     if inflate.unused_data:
@@ -75,52 +77,62 @@ def put_away(disk: Disk, original: Path, archived: Path) -> None:
         OSError: the original is still there, and counts unless the archived one is whole.
     """
     try:
-        text = disk.read(original)
+        source = disk.open(original)
     except FileNotFoundError:
         pass  # that far an earlier try has got
     else:
-        if not _holds(disk, archived, text):
-            _write(disk, archived, text)
-            if not _holds(disk, archived, text):
-                raise OSError(f"{archived} does not say what was written to it")
+        try:
+            if not _holds(disk, archived, source):
+                _write(disk, archived, source)
+                if not _holds(disk, archived, source):
+                    raise OSError(f"{archived} does not say what was written to it")
+        finally:
+            disk.close(source)
         disk.unlink(original)
     disk.sync_dir(original.parent)
 
 
-def _holds(disk: Disk, archived: Path, text: bytes) -> bool:
-    """Whether this stands there, whole. In pieces: to compare all at once would keep the event loop waiting."""
+def _pieces(disk: Disk, descriptor: int) -> Iterator[bytes]:
+    """What stands in a file, without ever having more of it in memory than a piece."""
+    offset = 0
+    while piece := disk.pread(descriptor, PIECE, offset):
+        yield piece
+        offset += len(piece)
+
+
+def _holds(disk: Disk, archived: Path, source: int) -> bool:
+    """Whether what stands in the original stands there, whole."""
+    try:
+        descriptor = disk.open(archived)
+    except FileNotFoundError:
+        return False
     at = 0
     try:
-        for piece in _expanded(disk.read(archived)):
-            if text[at : at + len(piece)] != piece:
+        for piece in _expanded(_pieces(disk, descriptor)):
+            if disk.pread(source, len(piece), at) != piece:
                 return False
             at += len(piece)
-    except (FileNotFoundError, ValueError):
+    except ValueError:
         return False
-    return at == len(text)
+    finally:
+        disk.close(descriptor)
+    return not disk.pread(source, 1, at)
 
 
-def _write(disk: Disk, archived: Path, text: bytes) -> None:
+def _write(disk: Disk, archived: Path, source: int) -> None:
     draft = archived.with_name(archived.name + DRAFT)
     disk.unlink(draft)  # of a try that was broken off
     descriptor = disk.create(draft)
     try:
-        deflate, offset = zlib.compressobj(wbits=_GZIP), 0
-        for start in range(0, len(text), PIECE):
-            offset = _put(disk, descriptor, deflate.compress(text[start : start + PIECE]), offset)
-        _put(disk, descriptor, deflate.flush(), offset)
-        disk.fdatasync(descriptor)
+        write_out(disk, descriptor, _compressed(_pieces(disk, source)))
     finally:
         disk.close(descriptor)
     disk.rename(draft, archived)
     disk.sync_dir(archived.parent)
 
 
-def _put(disk: Disk, descriptor: int, data: bytes, offset: int) -> int:
-    while data:
-        written = disk.pwrite(descriptor, data, offset)
-        if written <= 0:
-            raise OSError("nothing is written")
-        offset += written
-        data = data[written:]
-    return offset
+def _compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    deflate = zlib.compressobj(wbits=_GZIP)
+    for piece in pieces:
+        yield deflate.compress(piece)
+    yield deflate.flush()

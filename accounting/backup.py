@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import define, frozen
 
-from accounting.disk import Disk
+from accounting.disk import Disk, write_out
 from accounting.lines import Lines
 from accounting.scan import JournalDamaged, Segment, scan, segments
 from accounting.segment import ARCHIVE, SEALED, packed
@@ -27,9 +27,6 @@ PRICES: Final = "prices"
 
 FOLDERS: Final = (JOURNAL, ARCHIVE, PRICES)
 PARTIAL: Final = ".partial"
-PIECE: Final = 2**20
-"""Bytes that are written at a time."""
-
 LISTINGS: Final = 5
 """Times that a listing is tried: one that is read while files are renamed may show a file twice, or not at all."""
 
@@ -164,17 +161,10 @@ class _Copy:
     def _write(self, name: Path, data: bytes) -> None:
         descriptor = self.disk.create(self.into / name)
         try:
-            offset = 0
-            while offset < len(data):
-                written = self.disk.pwrite(descriptor, data[offset : offset + PIECE], offset)
-                if written <= 0:
-                    raise OSError(f"{self.into / name}: nothing is written at byte {offset}")
-                offset += written
-            self.disk.fdatasync(descriptor)
+            self.size += write_out(self.disk, descriptor, (data,))
         finally:
             self.disk.close(descriptor)
         self.files += 1
-        self.size += len(data)
 
 
 def _cut(data: bytes, upto: int | None) -> bytes:

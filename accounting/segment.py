@@ -15,7 +15,7 @@ from typing import Final
 from attrs import define, frozen
 
 from accounting.archive import expand
-from accounting.disk import Disk
+from accounting.disk import SYNCED_AT_ONCE, Disk, write_out
 from accounting.lines import Lines
 
 OPEN: Final = ".open"
@@ -23,9 +23,6 @@ SEALED: Final = ".ndjson"
 PACKED: Final = ".ndjson.gz"
 SPARE: Final = "spare"
 ARCHIVE: Final = "archive"
-
-ZEROS: Final = 2**20
-"""How much of a spare is zero-filled at a time."""
 
 _NAME: Final = re.compile(rf"([0-9]{{8}})({re.escape(OPEN)}|{re.escape(SEALED)})")
 _PACKED: Final = re.compile(rf"([0-9]{{8}}){re.escape(PACKED)}")
@@ -192,9 +189,10 @@ def _make(disk: Disk, path: Path, number: int, size: int, *, filled: bool) -> Fi
     try:
         disk.allocate(descriptor, size)
         if filled:
-            for offset in range(0, size, ZEROS):
-                disk.pwrite(descriptor, bytes(min(ZEROS, size - offset)), offset)
-        disk.fdatasync(descriptor)
+            step = SYNCED_AT_ONCE
+            write_out(disk, descriptor, (bytes(min(step, size - start)) for start in range(0, size, step)))
+        else:
+            disk.fdatasync(descriptor)
         disk.sync_dir(path.parent)
     except BaseException:
         disk.close(descriptor)

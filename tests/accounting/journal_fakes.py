@@ -167,6 +167,11 @@ class FakeDisk:
             raise FileNotFoundError(path)
         return self.content(path)
 
+    def pread(self, descriptor, size, offset):
+        path, inode = self._files[descriptor]
+        self._begin("pread", path)
+        return bytes(inode.cache[offset : offset + size])
+
     def pwrite(self, descriptor, data, offset):
         path, inode = self._files[descriptor]
         try:

@@ -4,9 +4,9 @@ import zlib
 import pytest
 
 from accounting.archive import DRAFT, PIECE, expand, put_away
-from accounting.disk import OsDisk
+from accounting.disk import SYNCED_AT_ONCE, OsDisk
 from accounting.scan import JournalDamaged, read_after, read_upto, scan
-from accounting.segment import SPARE, packed, segments
+from accounting.segment import SPARE, make_spare, packed, segments
 from tests.accounting.journal_fakes import (
     ARCHIVE,
     DIRECTORY,
@@ -297,6 +297,52 @@ def test_pieces_are_bounded_and_their_borders_are_not_seen(tmp_path):
     original.write_bytes(text)
     put_away(disk, original, packed(original))
     assert expand(disk.read(packed(original))) == (text, "")
+
+
+def test_large_files_are_read_and_handed_to_the_disk_a_piece_at_a_time():
+    class Watched(FakeDisk):
+        unsynced = worst = largest = 0
+
+        def pread(self, descriptor, size, offset):
+            self.largest = max(self.largest, size)
+            return super().pread(descriptor, size, offset)
+
+        def pwrite(self, descriptor, data, offset):
+            self.unsynced += len(data)
+            self.worst = max(self.worst, self.unsynced)
+            return super().pwrite(descriptor, data, offset)
+
+        def fdatasync(self, descriptor):
+            self.unsynced = 0
+            super().fdatasync(descriptor)
+
+    text = seeded(5).randbytes(3 * 10**6)  # neither packed nor expanded by much
+    assert len(text) > 10 * SYNCED_AT_ONCE
+    disk = Watched()
+    make_spare(disk, DIRECTORY, len(text))
+    assert disk.worst == SYNCED_AT_ONCE
+    disk.close(disk.create(ORIGINAL))
+    disk.set_content(ORIGINAL, text)
+    put_away(disk, ORIGINAL, ARCHIVED)
+    assert expand(disk.content(ARCHIVED)) == (text, "")
+    assert disk.worst < 2 * SYNCED_AT_ONCE
+    assert disk.largest <= 2 * PIECE
+    assert "read" not in {operation for operation, _ in disk.operations}
+
+
+def test_a_segment_with_anything_behind_what_was_archived_of_it_is_archived_anew():
+    text = b"a line\n" * 1000
+    disk = FakeDisk()
+    for shorter in (text[:-7], text[:100], b""):
+        disk.unlink(ARCHIVED)
+        disk.close(disk.create(ORIGINAL))
+        disk.set_content(ORIGINAL, shorter)
+        put_away(disk, ORIGINAL, ARCHIVED)
+        disk.close(disk.create(ORIGINAL))
+        disk.set_content(ORIGINAL, text)
+        put_away(disk, ORIGINAL, ARCHIVED)
+        assert expand(disk.content(ARCHIVED)) == (text, "")
+        assert ORIGINAL not in disk.names_now
 
 
 def test_without_an_archive_a_journal_is_read_all_the_same(tmp_path):

@@ -232,6 +232,10 @@ class ProcessDisk:
         except KeyError:
             raise FileNotFoundError(path) from None
 
+    def pread(self, descriptor, size, offset):
+        self._begin("pread")
+        return bytes(self.open_files[descriptor][1].cache[offset : offset + size])
+
     def pwrite(self, descriptor, data, offset):
         path, inode = self.open_files[descriptor]
         dies = self._begin("pwrite")
