@@ -23,6 +23,10 @@ DRAFT: Final = ".draft"
 PIECE: Final = 2**18
 """Bytes that are read, compressed and expanded at a time."""
 
+LEVEL: Final = 3
+"""How hard zlib tries: the default, 6, takes 0.77 s for 64 MB instead of 0.29, 9 µs of each request of a full gateway,
+and gives 7.8 MB instead of 9.1."""
+
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """How the archive's files begin; gzip leaves room there for names and times, which would go unchecked."""
@@ -132,7 +136,7 @@ def _write(disk: Disk, archived: Path, source: int) -> None:
 
 
 def _compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    deflate = zlib.compressobj(wbits=_GZIP)
+    deflate = zlib.compressobj(LEVEL, wbits=_GZIP)
     for piece in pieces:
         yield deflate.compress(piece)
     yield deflate.flush()
