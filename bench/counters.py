@@ -335,8 +335,10 @@ def _pass(courses: Courses, wrap: Wrap | None, hook: Hook) -> tuple[dict[str, li
                 return
             if len(marks) in (0, counted):  # what takes long to see is seen there
                 tally.counts["cyclic garbage"] += gc.collect()
-                written = sum(len(path.read_bytes().rstrip(b"\0")) for path in (state / "journal").iterdir())
-                tally.counts["journal bytes"] = written
+                (journal,) = (state / "journal").glob(
+                    "*.open"
+                )  # those before it are on their way into the archive
+                tally.counts["journal bytes"] = len(journal.read_bytes().rstrip(b"\0"))
                 tally.counts["output bytes"] = output.stat().st_size
                 tally.counts[KEPT] = sys.getallocatedblocks()
                 if hook == "memory":
