@@ -80,55 +80,42 @@ def put_away(disk: Disk, original: Path, archived: Path) -> None:
     Raises:
         OSError: the original is still there, and counts unless the archived one is whole.
     """
-    try:
-        source = disk.open(original)
-    except FileNotFoundError:
-        pass  # that far an earlier try has got
-    else:
-        try:
-            if not _holds(disk, archived, source):
-                _write(disk, archived, source)
-                if not _holds(disk, archived, source):
-                    raise OSError(f"{archived} does not say what was written to it")
-        finally:
-            disk.close(source)
+    if original.name in disk.names(original.parent):  # else that far an earlier try has got
+        if not _holds(disk, archived, original):
+            _write(disk, archived, original)
+            if not _holds(disk, archived, original):
+                raise OSError(f"{archived} does not say what was written to it")
         disk.unlink(original)
     disk.sync_dir(original.parent)
 
 
-def _pieces(disk: Disk, descriptor: int) -> Iterator[bytes]:
+def _pieces(disk: Disk, path: Path) -> Iterator[bytes]:
     """What stands in a file, without ever having more of it in memory than a piece."""
     offset = 0
-    while piece := disk.pread(descriptor, PIECE, offset):
+    while piece := disk.read_at(path, offset, PIECE):
         yield piece
         offset += len(piece)
 
 
-def _holds(disk: Disk, archived: Path, source: int) -> bool:
+def _holds(disk: Disk, archived: Path, original: Path) -> bool:
     """Whether what stands in the original stands there, whole."""
-    try:
-        descriptor = disk.open(archived)
-    except FileNotFoundError:
-        return False
     at = 0
     try:
-        for piece in _expanded(_pieces(disk, descriptor)):
-            if disk.pread(source, len(piece), at) != piece:
+        for piece in _expanded(_pieces(disk, archived)):
+            if disk.read_at(original, at, len(piece)) != piece:
                 return False
             at += len(piece)
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return False
-    finally:
-        disk.close(descriptor)
-    return not disk.pread(source, 1, at)
+    return not disk.read_at(original, at, 1)
 
 
-def _write(disk: Disk, archived: Path, source: int) -> None:
+def _write(disk: Disk, archived: Path, original: Path) -> None:
     draft = archived.with_name(archived.name + DRAFT)
     disk.unlink(draft)  # of a try that was broken off
     descriptor = disk.create(draft)
     try:
-        write_out(disk, descriptor, _compressed(_pieces(disk, source)))
+        write_out(disk, descriptor, _compressed(_pieces(disk, original)))
     finally:
         disk.close(descriptor)
     disk.rename(draft, archived)

@@ -38,8 +38,8 @@ class Disk(Protocol):
         """The whole of a file."""
         ...
 
-    def pread(self, descriptor: int, size: int, offset: int, /) -> bytes:
-        """What stands at an offset, so many bytes at most; none at the end."""
+    def read_at(self, path: Path, offset: int, size: int) -> bytes:
+        """What stands in a file at an offset, so many bytes at most; none behind its end."""
         ...
 
     def pwrite(self, descriptor: int, data: bytes, offset: int, /) -> int:
@@ -111,8 +111,11 @@ class OsDisk:
         """See `Disk`."""
         return path.read_bytes()
 
-    pread = staticmethod(os.pread)
-    """See `Disk`."""
+    def read_at(self, path: Path, offset: int, size: int) -> bytes:
+        """See `Disk`."""
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(size)
 
     pwrite = staticmethod(os.pwrite)
     """See `Disk`."""

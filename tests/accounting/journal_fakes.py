@@ -167,10 +167,11 @@ class FakeDisk:
             raise FileNotFoundError(path)
         return self.content(path)
 
-    def pread(self, descriptor, size, offset):
-        path, inode = self._files[descriptor]
-        self._begin("pread", path)
-        return bytes(inode.cache[offset : offset + size])
+    def read_at(self, path, offset, size):
+        self._begin("read_at", path)
+        if path not in self.names_now:
+            raise FileNotFoundError(path)
+        return bytes(self.names_now[path].cache[offset : offset + size])
 
     def pwrite(self, descriptor, data, offset):
         path, inode = self._files[descriptor]

@@ -303,9 +303,9 @@ def test_large_files_are_read_and_handed_to_the_disk_a_piece_at_a_time():
     class Watched(FakeDisk):
         unsynced = worst = largest = 0
 
-        def pread(self, descriptor, size, offset):
+        def read_at(self, path, offset, size):
             self.largest = max(self.largest, size)
-            return super().pread(descriptor, size, offset)
+            return super().read_at(path, offset, size)
 
         def pwrite(self, descriptor, data, offset):
             self.unsynced += len(data)

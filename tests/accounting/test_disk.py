@@ -27,6 +27,9 @@ def test_a_file_is_made_once_with_all_its_bytes_and_for_its_owner_alone(disk, tm
     disk.fdatasync(descriptor)
     disk.sync_dir(tmp_path)
     assert disk.read(path) == bytes(5_000) + b"hello" + bytes(4_995)
+    assert disk.read_at(path, 4_999, 4) == b"\0hel"
+    assert disk.read_at(path, 9_999, 4) == b"\0"
+    assert disk.read_at(path, 10_000, 4) == b""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     disk.truncate(descriptor, 5_002)
     disk.close(descriptor)

@@ -225,16 +225,19 @@ class ProcessDisk:
         except KeyError:
             raise FileNotFoundError(path) from None
 
+    def read_at(self, path, offset, size):
+        self._begin("read_at")
+        try:
+            return bytes(self.files.now[path].cache[offset : offset + size])
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
     def size(self, path):
         self._begin("size")
         try:
             return len(self.files.now[path].cache)
         except KeyError:
             raise FileNotFoundError(path) from None
-
-    def pread(self, descriptor, size, offset):
-        self._begin("pread")
-        return bytes(self.open_files[descriptor][1].cache[offset : offset + size])
 
     def pwrite(self, descriptor, data, offset):
         path, inode = self.open_files[descriptor]

@@ -155,7 +155,7 @@ class Fate:
     def file_error(self, _seconds):
         rng = self.world.rng
         self.world.troubles.fail(
-            rng.choice((*sorted(ROTATION), "read", "open", "lock")),
+            rng.choice((*sorted(ROTATION), "read", "read_at", "open", "lock")),
             after=rng.randrange(3),
             times=rng.choice((1, 1, 5)),
         )
