@@ -7,8 +7,7 @@ it is the lowest tenth of a quarter that counts, and what never comes back stand
 memory for its store: what DuckDB keeps of the file it has written would else grow for hours before it meets its limit,
 and look like a leak, or hide one. Descriptors are judged likewise; and they must be given back when nobody asks any
 more, save those of a pool's kept connections: as many as were in use at once. Who does no work needs nothing, too: a
-gateway that does not answer, not in time or not in full, or whose process ends, has not passed. That a disk
-which others use, too, stands still for a tenth of a second, and every settlement with it, is told, and no fault.
+gateway that does not answer, not in time or not in full, or whose process ends, has not passed.
 """
 
 import time
@@ -43,9 +42,6 @@ GROWTH_BYTES: Final = 8 * 2**20
 GROWTH_DESCRIPTORS: Final = 2 * REQUESTS_AT_ONCE + 16
 """Likewise, for pools breathe: after a moment in which the disk stood still, all connections that requests may have are
 kept for a minute, on both sides."""
-
-LATE_SHARE: Final = 0.001
-"""Of the requests, how many may find no connection free: of ten minutes' those of 0.6 seconds."""
 
 SHORT_SECONDS: Final = 480.0
 """Below that, buffers may still be finding their size in the second quarter: the report says so."""
@@ -182,7 +178,7 @@ def _faults(name: str, figures: Figures) -> list[str]:
         found.append("nothing was answered")
     if figures["cut"] and name != LEAVERS_NAME:  # of those some are always under way
         found.append(f"{figures['cut']:,} answers were not whole in time")
-    if figures["late"] > LATE_SHARE * (figures["answers"] + figures["late"]):
+    if figures["late"]:
         found.append(f"{figures['late']:,} requests found no connection free")
     return list(filter(None, found))
 

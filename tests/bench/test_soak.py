@@ -47,12 +47,6 @@ def test_clients_that_leave_are_always_on_their_way():
     assert found["flat"]
 
 
-@pytest.mark.parametrize(("late", "flat"), [(10, True), (11, False)])
-def test_a_standstill_of_a_moment_is_told_and_no_fault(late, flat):
-    found = judged(late=late, answers=10_000 - 1)
-    assert found["flat"] is flat
-
-
 def test_answers_that_nobody_was_asked_for_have_not_passed():
     found = verdict(samples(lambda _at: MB, lambda _at: 9), 9, 9, {"requests": figures(asked=100)}, 3)
     assert found["because"] == ["the provider was asked 3 times for 100 requests"]
