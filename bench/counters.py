@@ -335,9 +335,8 @@ def _pass(courses: Courses, wrap: Wrap | None, hook: Hook) -> tuple[dict[str, li
                 return
             if len(marks) in (0, counted):  # what takes long to see is seen there
                 tally.counts["cyclic garbage"] += gc.collect()
-                (journal,) = (state / "journal").glob(
-                    "*.open"
-                )  # those before it are on their way into the archive
+                # segments of before are on their way into the archive
+                (journal,) = (state / "journal").glob("*.open")
                 tally.counts["journal bytes"] = len(journal.read_bytes().rstrip(b"\0"))
                 tally.counts["output bytes"] = output.stat().st_size
                 tally.counts[KEPT] = sys.getallocatedblocks()
